@@ -1,0 +1,1 @@
+"""The ModelService API: types, validation, version. Knows no client and no runtime."""

@@ -1,0 +1,1 @@
+"""The Servewright runtime: fetches, loads and serves models."""

@@ -1,0 +1,1 @@
+"""Paged KV cache bookkeeping: plain data, no tensors."""
