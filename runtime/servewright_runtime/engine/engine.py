@@ -121,6 +121,8 @@ class Engine:
                     f"{self.name} has {self._waiting()} sequences waiting, of at most "
                     f"{self.config.max_queued}; try again later."
                 )
+            if not self._jobs and not self._arrived:
+                self._last_step_at = now  # idle time is no stall
             for request in requests:
                 self._order += 1
                 sequence = Sequence(request, self._order, now)
@@ -185,7 +187,6 @@ class Engine:
         with self._wake:
             while not (self._stopping or self._arrived or self._cancelled or self._jobs):
                 self._wake.wait()
-                self._last_step_at = self._clock()  # idle time is no stall
             if self._stopping:
                 return False
             arrived = list(self._arrived)
@@ -196,10 +197,10 @@ class Engine:
                 self._scheduler.add(job.sequence)
         outputs: list[tuple[_Job, Output]] = []
         for request_id in cancelled:
-            job = self._jobs.get(request_id)
-            if job is not None:
-                outputs.append((job, Output(request_id)))
-                self._finish(job, outputs[-1][1], FinishReason.CANCELLED)
+            if request_id in self._jobs:
+                job, output = self._jobs[request_id], Output(request_id)
+                outputs.append((job, output))
+                self._finish(job, output, FinishReason.CANCELLED)
         _deliver(outputs)
         return True
 
@@ -246,11 +247,33 @@ class Engine:
             row += 1
         self._last_step_at = now
         _deliver(outputs)
-        prefill = sum(chunk.tokens for chunk in step.chunks if not _decodes(chunk.start, chunk))
-        self._observe(step, started, now, prefill, first_token_s, inter_token_s)
+        self._observe(step, now - started, first_token_s, inter_token_s)
+
+    def _observe(
+        self, step: Step, seconds: float, first_token_s: list[float], inter_token_s: list[float]
+    ) -> None:
+        if step.preempted:
+            self._observer.on_preempted(step.preempted)
+        if step.prefix_queried:
+            self._observer.on_prefix(step.prefix_queried, step.prefix_hit)
+        pool = self._scheduler.pool
+        decode_tokens = len(inter_token_s)
+        self._observer.on_step(
+            StepStats(
+                prefill_tokens=sum(chunk.tokens for chunk in step.chunks) - decode_tokens,
+                decode_tokens=decode_tokens,
+                running=len(self._scheduler.running),
+                waiting=self._waiting(),
+                kv_blocks_used=pool.used_blocks,
+                kv_blocks=pool.num_blocks,
+                seconds=seconds,
+                first_token_s=tuple(first_token_s),
+                inter_token_s=tuple(inter_token_s),
+            )
+        )
 
     def _append(self, job: _Job, output: Output, token: int, result: StepResult, row: int) -> None:
-        """Add a drawn token to its sequence and to its output; end the request if it is the last."""
+        """Add a drawn token to sequence and output; end the request if it is the last."""
         sequence = job.sequence
         sampling = sequence.request.sampling
         sequence.token_ids.append(token)
@@ -274,17 +297,19 @@ class Engine:
             self._finish(job, output, FinishReason.LENGTH)
 
     def _finish(self, job: _Job, output: Output, reason: FinishReason) -> None:
-        """Make `output` the request's last: free its blocks, add the rest of text and the counts."""
-        sequence = job.sequence
-        self._scheduler.finish(sequence)
-        del self._jobs[sequence.request.request_id]
-        if reason in (FinishReason.STOP, FinishReason.LENGTH) and output.stop_reason is None:
+        """End a request: free its blocks, add the rest of its text to its last output."""
+        self._scheduler.finish(job.sequence)
+        if reason is FinishReason.LENGTH or isinstance(output.stop_reason, int):
             rest, stop = job.detokenizer.flush()
             output.text += rest
             if stop is not None:
                 reason, output.stop_reason = FinishReason.STOP, stop
-        elif reason is FinishReason.STOP and isinstance(output.stop_reason, int):
-            output.text += job.detokenizer.flush()[0]
+        self._conclude(job, output, reason)
+
+    def _conclude(self, job: _Job, output: Output, reason: FinishReason) -> None:
+        """Make `output` the request's last, with its counts and times."""
+        sequence = job.sequence
+        del self._jobs[sequence.request.request_id]
         output.finish_reason = reason
         output.usage = Usage(
             prompt_tokens=len(sequence.request.prompt_ids),
@@ -294,11 +319,11 @@ class Engine:
         output.timing = _timing(sequence, self._clock())
         self._observer.on_finish(
             RequestStats(
-                sequence.request.request_id,
-                reason,
-                output.usage,
-                output.timing,
-                sequence.request.sampling,
+                request_id=sequence.request.request_id,
+                finish_reason=reason,
+                usage=output.usage,
+                timing=output.timing,
+                sampling=sequence.request.sampling,
             )
         )
 
@@ -307,11 +332,31 @@ class Engine:
         with self._wake:
             for job in self._arrived:
                 self._jobs[job.sequence.request.request_id] = job
-                self._scheduler.add(job.sequence)
             self._arrived.clear()
         outputs: list[tuple[_Job, Output]] = []
         for job in list(self._jobs.values()):
             output = Output(job.sequence.request.request_id, error=error)
             outputs.append((job, output))
-            self._finish(job, output, FinishReason.ERROR)
+            self._conclude(job, output, FinishReason.ERROR)
         _deliver(outputs)
+
+
+def _timing(sequence: Sequence, now: float) -> Timing:
+    """Queue, prefill and decode time; what did not begin has taken 0, what did not end lasts."""
+    scheduled = sequence.scheduled_at if sequence.scheduled_at is not None else now
+    first = sequence.first_token_at if sequence.first_token_at is not None else now
+    last = sequence.last_token_at if sequence.last_token_at is not None else now
+    return Timing(
+        queue_s=scheduled - sequence.arrived_at,
+        prefill_s=max(0.0, first - scheduled),
+        decode_s=max(0.0, last - first),
+    )
+
+
+def _deliver(outputs: Iterable[tuple[_Job, Output]]) -> None:
+    """Call each sink once, with all that is for it."""
+    by_sink: dict[Sink, list[Output]] = {}
+    for job, output in outputs:
+        by_sink.setdefault(job.sink, []).append(output)
+    for sink, batch in by_sink.items():
+        sink(batch)
