@@ -1,7 +1,24 @@
 """The ModelService API: types, validation, version. Knows no client and no runtime."""
 
+from servewright_api.manifest import ManifestError, dump_manifest, load_manifests, parse_manifests
 from servewright_api.modelservice import API_VERSION, GROUP, KIND, ModelService
+from servewright_api.overrides import Override, parse_override
+from servewright_api.quantity import parse_quantity
 from servewright_api.revision import revision
 from servewright_api.version import __version__
 
-__all__ = ["API_VERSION", "GROUP", "KIND", "ModelService", "__version__", "revision"]
+__all__ = [
+    "API_VERSION",
+    "GROUP",
+    "KIND",
+    "ManifestError",
+    "ModelService",
+    "Override",
+    "__version__",
+    "dump_manifest",
+    "load_manifests",
+    "parse_manifests",
+    "parse_override",
+    "parse_quantity",
+    "revision",
+]

@@ -19,28 +19,29 @@ API_VERSION = f"{GROUP}/v1alpha1"
 KIND = "ModelService"
 
 # RFC 1123 label, as Kubernetes wants names of what becomes a Service.
-_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
-Name = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=_LABEL)]
-# A Secret's name: RFC 1123 subdomain.
-SubdomainName = Annotated[
-    str,
-    StringConstraints(
-        min_length=1,
-        max_length=253,
-        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
-    ),
-]
+LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+# RFC 1123 subdomain, a Secret's name.
+SUBDOMAIN_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 # What clients write in `model`: as free as the names in use, with no blanks or control characters.
+SERVED_NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._:/-]*[A-Za-z0-9])?$"
+LABEL_KEY_PATTERN = (
+    r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+)
+LABEL_VALUE_PATTERN = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
+DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=LABEL_PATTERN)]
+SubdomainName = Annotated[
+    str, StringConstraints(min_length=1, max_length=253, pattern=SUBDOMAIN_PATTERN)
+]
 ServedName = Annotated[
-    str,
-    StringConstraints(
-        min_length=1, max_length=128, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._:/-]*[A-Za-z0-9])?$"
-    ),
+    str, StringConstraints(min_length=1, max_length=128, pattern=SERVED_NAME_PATTERN)
 ]
-LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=317)]
-LabelValue = Annotated[
-    str, StringConstraints(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")
+LabelKey = Annotated[
+    str, StringConstraints(min_length=1, max_length=317, pattern=LABEL_KEY_PATTERN)
 ]
+LabelValue = Annotated[str, StringConstraints(max_length=63, pattern=LABEL_VALUE_PATTERN)]
+AnnotationValue = Annotated[str, StringConstraints(max_length=8192)]
 
 
 class _Type(BaseModel):
@@ -51,9 +52,7 @@ class _Type(BaseModel):
         extra="forbid",
         frozen=True,
         strict=True,
-        validate_default=False,
-        use_attribute_docstrings=False,
-        protected_namespaces=(),
+        protected_namespaces=(),  # `model` is a field's name here
     )
 
 
@@ -69,7 +68,7 @@ class Metadata(_Type):
         max_length=64,
         description="Labels for your own use; no effect without a cluster.",
     )
-    annotations: dict[LabelKey, Annotated[str, StringConstraints(max_length=8192)]] = Field(
+    annotations: dict[LabelKey, AnnotationValue] = Field(
         default={},
         max_length=64,
         description="Annotations for your own use; no effect without a cluster.",
@@ -89,7 +88,7 @@ class Model(_Type):
     )
     digest: str | None = Field(
         default=None,
-        pattern=r"^sha256:[0-9a-f]{64}$",
+        pattern=DIGEST_PATTERN,
         description=(
             "sha256:... of the model file itself (inside a wheel: of the file at PATH), verified "
             "before anything parses it."
