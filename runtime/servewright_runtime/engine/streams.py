@@ -52,7 +52,7 @@ class Streams:
 
 
 class Stream:
-    """Outputs of requests submitted together. Iterate to the end, or `cancel`."""
+    """Outputs of requests submitted together. Iterate to the end; `cancel` brings it near."""
 
     def __init__(self, streams: Streams, request_ids: Sequence[str]) -> None:
         self.alive = set(request_ids)  # requests whose last output has not come
@@ -81,8 +81,10 @@ class Stream:
         self._came.set()
 
     def cancel(self) -> None:
-        """End what is alive before the engine's next step, and listen no more. Safe to repeat."""
+        """End what is alive before the engine's next step. Safe to repeat.
+
+        The last outputs still come, as CANCELLED and with their usage, whether or not anyone
+        iterates on to them.
+        """
         if self.alive:
             self._streams.engine.cancel(self.alive)
-            self._streams._forget(self)
-            self.alive.clear()
