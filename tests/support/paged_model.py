@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from servewright_runtime.models.loaded import LoadedModel
+from servewright_runtime.models.loaded import ChatTemplate, LoadedModel
 from servewright_runtime.models.runner import (
     BLOCK_TOKENS,
     Float32s,
@@ -100,7 +100,7 @@ class PagedModel:
             seed, draw = int(batch.sampling.seed[row]), int(batch.sampling.draw[row])
             drawn.append(next_token(context.tolist(), seed=seed, draw=draw))
         width = int(batch.sampling.top_logprobs.max(initial=0))
-        logprobs: Float32s = -np.array(drawn, np.float32) / VOCAB
+        logprobs: Float32s = np.array([-token / VOCAB for token in drawn], np.float32)
         return StepResult(
             token_ids=np.array(drawn, np.int32),
             logprobs=logprobs,
@@ -118,9 +118,9 @@ class ByteTokenizer:
     """A token a byte; EOS is the control token 255."""
 
     vocab_size = VOCAB
-    bos_id = None
+    bos_id: int | None = None
     eos_ids = frozenset({EOS})
-    chat_template = None
+    chat_template: ChatTemplate | None = None
 
     def encode(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return list(text.encode())

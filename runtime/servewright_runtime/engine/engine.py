@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from servewright_runtime.engine.batching import build_batch
 from servewright_runtime.engine.config import EngineConfig
 from servewright_runtime.engine.detokenizer import Detokenizer
-from servewright_runtime.engine.observer import EngineObserver, RequestStats
+from servewright_runtime.engine.observer import EngineObserver, RequestStats, StepStats
 from servewright_runtime.engine.requests import (
     FinishReason,
     Output,
     Request,
+    Timing,
     TokenLogprob,
     Usage,
 )
@@ -153,6 +154,11 @@ class Engine:
         has_work = bool(self._arrived) or self._scheduler.has_work
         return has_work and now - self._last_step_at > limit_s
 
+    def check_integrity(self) -> None:
+        """Assert the scheduler's and the pool's invariants, between steps. For tests."""
+        self._scheduler.check_integrity()
+        assert len(self._jobs) == len(self._scheduler.running) + len(self._scheduler.waiting)
+
     def stop(self, *, timeout_s: float = 30.0) -> None:
         """Refuse what comes, end what is left with Unavailable (503), free the model.
 
@@ -171,7 +177,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            while self._take_messages():
+            while self.take_messages():
                 self.step()
         except Exception as error:
             log.exception("engine failed", extra={"model": self.name})
@@ -182,8 +188,11 @@ class Engine:
             assert self._stopping is not None
             self._end_all(self._stopping)
 
-    def _take_messages(self) -> bool:
-        """Wait for work and take up what came. False when the engine is to stop."""
+    def take_messages(self) -> bool:
+        """Wait for work and take up what came; False when the engine is to stop.
+
+        For the engine thread, or a test in its place.
+        """
         with self._wake:
             while not (self._stopping or self._arrived or self._cancelled or self._jobs):
                 self._wake.wait()
@@ -205,7 +214,7 @@ class Engine:
         return True
 
     def step(self) -> None:
-        """Schedule, run, postprocess. Called by the engine thread, or by a test in its place."""
+        """Schedule, run, postprocess. For the engine thread, or a test in its place."""
         step = self._scheduler.schedule()
         if not step.chunks:
             return

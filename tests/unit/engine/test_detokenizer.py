@@ -1,5 +1,7 @@
 """Text from tokens: characters whole, stop strings out, nothing lost."""
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,7 +13,7 @@ def run(data: bytes, cuts: list[int], stop: tuple[str, ...]) -> tuple[list[str],
     detokenizer = Detokenizer(stop)
     edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     pieces = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         text, matched = detokenizer.push(data[start:end])
         pieces.append(text)
         if matched is not None:
