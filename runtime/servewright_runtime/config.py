@@ -54,18 +54,31 @@ class ReplicaModel:
     probe_prompt: str
     probe_expect: str | None
     probe_timeout_s: int
-    is_open: bool  # access.mode: Open
+    keys_dir: str | None  # folder of API keys, a file each; None: open to all
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests need no API key."""
+        return self.keys_dir is None
 
 
 def resolve(
-    service: ModelService, *, path: Path, digest: str, hardware: Hardware, models: int = 1
+    service: ModelService,
+    *,
+    path: Path,
+    digest: str,
+    keys_dir: Path | None,
+    hardware: Hardware,
+    models: int = 1,
 ) -> ReplicaModel:
     """What the replica needs of `service`, whose file lies verified at `path`.
 
+    keys_dir: folder of API keys, which access.mode ApiKey needs and Open ignores.
     models: how many share the machine; each may take its part of the memory for KV cache.
     Raises ConfigError for what this machine cannot do.
     """
     spec = service.spec
+    assert spec.access.mode == "Open" or keys_dir is not None, "ApiKey needs a folder of keys"
     engine, limits = spec.engine, spec.limits
     kv_bytes = engine.kv_cache_bytes
     if kv_bytes is not None and kv_bytes > hardware.memory_bytes:
@@ -98,7 +111,7 @@ def resolve(
         probe_prompt=spec.probe.prompt,
         probe_expect=spec.probe.expect,
         probe_timeout_s=spec.probe.timeout_seconds,
-        is_open=spec.access.mode == "Open",
+        keys_dir=None if spec.access.mode == "Open" else str(keys_dir),
     )
 
 
