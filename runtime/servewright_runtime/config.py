@@ -38,7 +38,7 @@ class ReplicaModel:
     name: str  # what clients write in `model`
     revision: str
     path: str  # of the verified model file on this machine
-    digest: str  # "sha256:..."
+    digest: str | None  # "sha256:..."; None for a file:// source without one
     format: str | None  # None: detect
     kernel: Kernel
     threads: int
@@ -66,7 +66,7 @@ def resolve(
     service: ModelService,
     *,
     path: Path,
-    digest: str,
+    digest: str | None,
     keys_dir: Path | None,
     hardware: Hardware,
     models: int = 1,
@@ -113,6 +113,18 @@ def resolve(
         probe_timeout_s=spec.probe.timeout_seconds,
         keys_dir=None if spec.access.mode == "Open" else str(keys_dir),
     )
+
+
+def check_served_names(services: Sequence[ModelService]) -> None:
+    """Raise ConfigError where one `model` of a request would mean two of `services`."""
+    owners: dict[str, ModelService] = {}
+    for service in services:
+        other = owners.setdefault(service.served_name, service)
+        if other is not service:
+            raise ConfigError(
+                f"{service.title}: spec.model.name {service.served_name} is served by "
+                f"{other.title} already; give one of them another spec.model.name."
+            )
 
 
 @dataclass(frozen=True, slots=True)

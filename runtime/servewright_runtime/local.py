@@ -1,0 +1,275 @@
+"""A run on this machine, as the person at the terminal sees it: fetch, keys, progress, URL.
+
+The processes are the supervisor's; here is what it needs to begin and what it has to say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shlex
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from servewright_api import ModelService
+from servewright_runtime.config import ReplicaModel, check_served_names, resolve
+from servewright_runtime.errors import ConfigError, ServewrightError, StartError
+from servewright_runtime.fetch.cache import Cache
+from servewright_runtime.fetch.source import Fetched, fetch
+from servewright_runtime.hardware import Hardware, detect
+from servewright_runtime.supervisor import Audience, Phase, Settings
+from servewright_runtime.supervisor import run as supervise
+
+_KEY_VARIABLE = "API_KEY"
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# Hex digits of a made key's random part: 192 bits.
+_KEY_BYTES = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Where the API keys lie, and how to show one of them to a shell."""
+
+    folder: Path
+    setup: str | None  # a line for the shell that sets _KEY_VARIABLE
+
+
+def run(services: Sequence[ModelService], settings: Settings, api_keys: Path | None) -> int:
+    """Serve until stopped. Returns the exit code. Raises ServewrightError for what cannot start."""
+    hardware = detect()
+    refuse_other_systems(hardware)
+    check_served_names(services)
+    with _keys(services, api_keys) as keys, Voice(services, settings, keys) as voice:
+        start = Start(services, keys, hardware, voice)
+        return supervise(settings, start.prepare, voice)
+
+
+def refuse_other_systems(hardware: Hardware) -> None:
+    """Raise StartError where the supervisor's means (pidfd, subreaper) do not exist."""
+    if hardware.system != "Linux":
+        raise StartError(
+            f"servewright run needs Linux's process control, and this is {hardware.system}; run it "
+            "in a Linux container or virtual machine (validate, info and version work here)."
+        )
+
+
+class Start:
+    """Brings the models' files, in the thread that the supervisor gives it."""
+
+    def __init__(
+        self,
+        services: Sequence[ModelService],
+        keys: Keys | None,
+        hardware: Hardware,
+        voice: Voice,
+    ) -> None:
+        self._services = services
+        self._keys = keys
+        self._hardware = hardware
+        self._voice = voice
+        self._held: list[Fetched] = []  # open for the whole run: no prune takes a file in use
+
+    def prepare(self) -> list[ReplicaModel]:
+        """Fetch all models, one after another. Raises ServewrightError that names the service."""
+        cache = Cache.from_environment()
+        models = []
+        for service in self._services:
+            try:
+                fetched = self._voice.watch_fetch(service, cache)
+            except ServewrightError as error:
+                raise _told_of(service, error) from error
+            self._held.append(fetched)
+            models.append(
+                resolve(
+                    service,
+                    path=fetched.path,
+                    digest=fetched.digest,
+                    keys_dir=self._keys.folder if self._keys else None,
+                    hardware=self._hardware,
+                    models=len(self._services),
+                )
+            )
+        return models
+
+
+def _told_of(service: ModelService, error: ServewrightError) -> ServewrightError:
+    named = type(error)(f"{service.title}: {error.message}")
+    named.reason = error.reason
+    return named
+
+
+@contextlib.contextmanager
+def _keys(services: Sequence[ModelService], folder: Path | None) -> Iterator[Keys | None]:
+    """The folder of API keys: the user's, or one with a key made for this run; None: all open."""
+    if all(service.spec.access.mode == "Open" for service in services):
+        if folder is not None:
+            raise ConfigError(
+                f"--api-keys {folder} would have no effect, as every model has access.mode Open; "
+                "leave one of the two out."
+            )
+        yield None
+    elif folder is not None:
+        yield Keys(folder, f'{_KEY_VARIABLE}="$(cat {shlex.quote(str(_a_key_in(folder)))})"')
+    else:
+        with tempfile.TemporaryDirectory(prefix="servewright-keys-") as made:  # mode 0700
+            key = f"sw-{secrets.token_hex(_KEY_BYTES)}"
+            (Path(made) / "local").write_text(key)
+            yield Keys(Path(made), f"{_KEY_VARIABLE}={key}   # made for this run, shown only here")
+
+
+def _a_key_in(folder: Path) -> Path:
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
+    except OSError as error:
+        raise ConfigError(
+            f"--api-keys {folder} cannot be read: {error.strerror}; name a folder of files, each "
+            "one API key."
+        ) from error
+    if not names:
+        raise ConfigError(f"--api-keys {folder} holds no file; put one API key a file into it.")
+    return folder.absolute() / names[0]
+
+
+def without_effect(services: Sequence[ModelService]) -> list[str]:
+    """Fields that are given and mean nothing without a cluster."""
+    given: dict[str, None] = {}
+    for service in services:
+        if service.metadata.labels:
+            given["metadata.labels"] = None
+        if service.metadata.annotations:
+            given["metadata.annotations"] = None
+        if service.spec.access.secret_ref is not None:
+            given["spec.access.secretRef (locally: --api-keys DIR)"] = None
+    return list(given)
+
+
+@dataclass
+class Voice(Audience):
+    """Tells how the run goes: bars at a terminal, plain lines elsewhere, all on stderr; then what
+    to call on stdout."""
+
+    services: Sequence[ModelService]
+    settings: Settings
+    keys: Keys | None
+    out: Console = field(default_factory=lambda: _console(stderr=False))
+    err: Console = field(default_factory=lambda: _console(stderr=True))
+
+    def __post_init__(self) -> None:
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=self.err,
+            transient=True,
+            disable=not self.err.is_terminal,
+        )
+        self._phase: Phase | None = None
+        self._phase_bar: TaskID | None = None
+
+    def __enter__(self) -> Voice:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def watch_fetch(self, service: ModelService, cache: Cache) -> Fetched:
+        """Fetch the model's file with a bar; called in the thread of `Start.prepare`."""
+        started_at = time.monotonic()
+        bar = self._bars.add_task(f"Fetching {service.served_name}", total=None)
+        model = service.spec.model
+
+        def progress(done: int, total: int | None) -> None:
+            self._bars.update(bar, completed=done, total=total)
+
+        try:
+            fetched = fetch(model.source, digest=model.digest, cache=cache, progress=progress)
+        finally:
+            self._bars.remove_task(bar)
+        took_s = time.monotonic() - started_at
+        self._say(
+            f"Fetched {service.served_name}: {fetched.bytes / 1e6:.1f} MB in {took_s:.1f} s, "
+            f"{fetched.digest or 'digest not asked for'}"
+        )
+        return fetched
+
+    def on_phase(self, phase: Phase, fraction: float | None) -> None:
+        """Say a new phase; draw how far it is."""
+        if phase is not self._phase:
+            self._phase = phase
+            if self._phase_bar is not None:
+                self._bars.remove_task(self._phase_bar)
+                self._phase_bar = None
+            if phase is Phase.DRAINING:
+                self._say("Draining: finishing what is in flight; Ctrl-C again stops at once")
+            elif phase not in (Phase.FETCHING, Phase.READY):
+                self._say(f"{phase.value} ...")
+        if fraction is not None and self.err.is_terminal:
+            if self._phase_bar is None:
+                self._phase_bar = self._bars.add_task(phase.value, total=1.0)
+            self._bars.update(self._phase_bar, completed=fraction)
+
+    def on_ready(self, url: str) -> None:
+        """What the user waited for: the URL and a line to paste."""
+        self._bars.stop()
+        for line in ready_lines(self.services, self.settings, self.keys, url):
+            self.out.print(line)
+
+    def _say(self, text: str) -> None:
+        self.err.print(text)
+
+
+def ready_lines(
+    services: Sequence[ModelService], settings: Settings, keys: Keys | None, url: str
+) -> list[str]:
+    """What is told when the models answer."""
+    lines = [f"Serving at {url}/v1"]
+    lines += [f"  model {service.served_name} ({service.title})" for service in services]
+    if fields := without_effect(services):
+        lines.append(f"No effect without a cluster: {', '.join(fields)}")
+    if settings.host not in _LOOPBACK:
+        opened = [s.served_name for s in services if s.spec.access.mode == "Open"]
+        if opened:
+            lines.append(f"Open to everyone who reaches {settings.host}: {', '.join(opened)}")
+    if keys is not None and keys.setup is not None:
+        lines.append(keys.setup)
+    lines.append(curl_line(services[0], url))
+    lines.append("Ctrl-C stops it.")
+    return lines
+
+
+def curl_line(service: ModelService, url: str) -> str:
+    """A command that gets an answer of `service`."""
+    body: dict[str, Any] = {
+        "model": service.served_name,
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "max_tokens": 64,
+    }
+    words = ["curl", f"{url}/v1/chat/completions", "-H", "content-type: application/json"]
+    line = shlex.join(words)
+    if service.spec.access.mode == "ApiKey":
+        line += f' -H "authorization: Bearer ${_KEY_VARIABLE}"'
+    return f"{line} -d {shlex.quote(json.dumps(body))}"
+
+
+def _console(*, stderr: bool) -> Console:
+    return Console(stderr=stderr, highlight=False, markup=False, soft_wrap=True)
