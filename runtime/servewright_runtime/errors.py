@@ -70,6 +70,18 @@ class MethodNotAllowed(RequestError):
     status = 405
 
 
+class RequestTimeout(RequestError):
+    """The request's body did not come in time. 408."""
+
+    status = 408
+
+
+class UnsupportedMediaType(RequestError):
+    """The request's body is of another content type or encoding. 415."""
+
+    status = 415
+
+
 class TooLarge(RequestError):
     """The request body is over the bound. 413."""
 

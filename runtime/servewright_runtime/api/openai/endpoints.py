@@ -1,0 +1,238 @@
+"""The paths of the OpenAI API, and vLLM's two for tokens, as ASGI endpoints."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from servewright_runtime.api.answers import dumps, send_json
+from servewright_runtime.api.bodies import read_json
+from servewright_runtime.api.call import SCOPE_KEY, Call
+from servewright_runtime.api.envelope import unauthorized
+from servewright_runtime.api.openai.answering import answer
+from servewright_runtime.api.openai.fields import Fields, brief
+from servewright_runtime.api.openai.params import (
+    Generation,
+    parse_chat,
+    parse_completion,
+    parse_messages,
+    parse_token_ids,
+)
+from servewright_runtime.api.openai.prompts import Encoder, check_ids, engine_requests
+from servewright_runtime.api.openai.wire import ChatWire, CompletionWire, Head
+from servewright_runtime.api.state import AppState, Bounds, ServedModel
+from servewright_runtime.errors import NotFound
+from servewright_runtime.metrics import HttpMetrics
+
+Handler = Callable[[Call, Scope, Receive, Send], Awaitable[None]]
+
+
+class Endpoint:
+    """A handler as Starlette routes it; a class, so that Starlette adds nothing around it."""
+
+    def __init__(self, route: str, handler: Handler) -> None:
+        self._route = route
+        self._handler = handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        call: Call = scope[SCOPE_KEY]
+        call.route = self._route
+        await self._handler(call, scope, receive, send)
+
+
+class OpenAI:
+    """The API over `models`, by served name."""
+
+    def __init__(
+        self,
+        models: Mapping[str, ServedModel],
+        *,
+        state: AppState,
+        bounds: Bounds,
+        metrics: HttpMetrics,
+    ) -> None:
+        self._models = models
+        self._state = state
+        self._bounds = bounds
+        self._metrics = metrics
+        self._encoder = Encoder()
+
+    def routes(self) -> list[Route]:
+        """All paths, each with its method."""
+        return [
+            Route(path, Endpoint(path, handler), methods=[method])
+            for method, path, handler in (
+                ("GET", "/v1/models", self.list_models),
+                ("GET", "/v1/models/{model:path}", self.get_model),
+                ("POST", "/v1/completions", self.completions),
+                ("POST", "/v1/chat/completions", self.chat),
+                ("POST", "/tokenize", self.tokenize),
+                ("POST", "/detokenize", self.detokenize),
+            )
+        ]
+
+    async def list_models(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+        """GET /v1/models: those that the caller may use."""
+        admitted = [model for model in self._models.values() if model.admits(call.caller)]
+        data = [_model_json(model) for model in admitted]
+        await send_json(send, dumps({"object": "list", "data": data}))
+
+    async def get_model(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+        """GET /v1/models/{id}."""
+        model = self._model(call, scope["path_params"]["model"])
+        await send_json(send, dumps(_model_json(model)))
+
+    async def completions(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+        """POST /v1/completions."""
+        request = parse_completion(await self._body(call, receive))
+        generation = request.generation
+        model = self._model(call, generation.model)
+        model.enter()
+        try:
+            prompts = await self._encoder.completion(model, request)
+            head = _head("cmpl", model)
+            requests = engine_requests(
+                model, generation, prompts, answer_id=head.id, prompt_field="prompt"
+            )
+            wire = CompletionWire(
+                head,
+                model.tokenizer,
+                choices=len(requests),
+                has_usage_chunk=generation.has_usage_chunk,
+            )
+            self._count(model, generation)
+            await answer(
+                call,
+                receive,
+                send,
+                model=model,
+                generation=generation,
+                requests=requests,
+                wire=wire,
+            )
+        finally:
+            model.leave()
+
+    async def chat(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+        """POST /v1/chat/completions."""
+        request = parse_chat(await self._body(call, receive))
+        generation = request.generation
+        model = self._model(call, generation.model)
+        model.enter()
+        try:
+            prompt = await self._encoder.chat(model, request.messages)
+            head = _head("chatcmpl", model)
+            requests = engine_requests(
+                model, generation, [prompt], answer_id=head.id, prompt_field="messages"
+            )
+            wire = ChatWire(
+                head,
+                model.tokenizer,
+                choices=len(requests),
+                has_usage_chunk=generation.has_usage_chunk,
+            )
+            self._count(model, generation)
+            await answer(
+                call,
+                receive,
+                send,
+                model=model,
+                generation=generation,
+                requests=requests,
+                wire=wire,
+            )
+        finally:
+            model.leave()
+
+    async def tokenize(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+        """POST /tokenize: ids of a prompt, or of a conversation as the chat endpoint sees it."""
+        fields = Fields(await self._body(call, receive))
+        model = self._model(call, fields.text("model"))
+        model.enter()
+        try:
+            with_texts = fields.flag("return_token_strs")
+            if fields.has("messages"):
+                text = self._encoder.render(
+                    model,
+                    parse_messages(fields),
+                    add_generation_prompt=fields.flag("add_generation_prompt", default=True),
+                )
+                add_special = fields.flag("add_special_tokens")
+            else:
+                prompt = fields.text("prompt")
+                if prompt is None:
+                    raise fields.missing("prompt")
+                text = prompt
+                add_special = fields.flag("add_special_tokens", default=True)
+            fields.close({})
+            ids = await self._encoder.encode(
+                model, text, add_special=add_special, parse_special=True
+            )
+        finally:
+            model.leave()
+        body: dict[str, Any] = {
+            "count": len(ids),
+            "max_model_len": model.config.max_model_len,
+            "tokens": ids,
+            "token_strs": [model.tokenizer.token_text(i) for i in ids] if with_texts else None,
+        }
+        await send_json(send, dumps(body))
+
+    async def detokenize(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+        """POST /detokenize: the text of token ids."""
+        fields = Fields(await self._body(call, receive))
+        model = self._model(call, fields.text("model"))
+        ids = parse_token_ids(fields, "tokens")
+        fields.close({})
+        check_ids(ids, model, "tokens")
+        await send_json(send, dumps({"prompt": model.tokenizer.decode(ids)}))
+
+    async def _body(self, call: Call, receive: Receive) -> dict[str, Any]:
+        return await read_json(call, receive, self._bounds, self._state)
+
+    def _model(self, call: Call, name: str | None) -> ServedModel:
+        """The model of that name, if the caller may use it. None: the only one there is."""
+        if name is None:
+            if len(self._models) != 1:
+                raise Fields({}).missing("model")
+            name = next(iter(self._models))
+        model = self._models.get(name)
+        if model is not None:
+            call.model, call.revision = model.name, model.revision
+            if model.keys is None:
+                return model
+            call.key_name = model.keys.find(call.caller)
+            if call.key_name is not None:
+                return model
+            call.model = call.revision = ""
+            if call.caller.key_hash is None:
+                raise unauthorized(call)
+        raise NotFound(
+            f"The model {brief(name)} does not exist or is not yours to use; GET /v1/models lists "
+            "those that are.",
+            param="model",
+            code="model_not_found",
+        )
+
+    def _count(self, model: ServedModel, generation: Generation) -> None:
+        self._metrics.on_generation(model.name, generation.n, generation.max_tokens)
+
+
+def _head(prefix: str, model: ServedModel) -> Head:
+    answer_id = f"{prefix}-{uuid.uuid4().hex}"
+    return Head(answer_id, int(time.time()), model.name, model.fingerprint)
+
+
+def _model_json(model: ServedModel) -> dict[str, Any]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "servewright",
+        "max_model_len": model.config.max_model_len,
+    }

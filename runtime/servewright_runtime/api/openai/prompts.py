@@ -1,0 +1,153 @@
+"""Prompts as token ids, and how many tokens an answer may have.
+
+Short texts are encoded in place. Long ones go to a thread of their own, so that a prompt of
+megabytes keeps nobody's health check waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from servewright_runtime.api.openai.fields import invalid
+from servewright_runtime.api.openai.params import Completion, Generation
+from servewright_runtime.api.state import ServedModel
+from servewright_runtime.engine.requests import Request
+from servewright_runtime.errors import RequestError
+
+# OpenAI's default for /v1/completions; a chat answer may fill the context.
+COMPLETION_TOKENS = 16
+# About 2 ms of encoding; a hand-over to a thread costs 0.1 ms.
+INLINE_CHARS = 8192
+
+
+class Encoder:
+    """Encodes long texts one after the other on one thread."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
+
+    async def encode(
+        self, model: ServedModel, text: str, *, add_special: bool, parse_special: bool
+    ) -> list[int]:
+        """Token ids of `text`."""
+
+        def encode() -> list[int]:
+            return model.tokenizer.encode(
+                text, add_special=add_special, parse_special=parse_special
+            )
+
+        if len(text) <= INLINE_CHARS:
+            return encode()
+        return await asyncio.get_running_loop().run_in_executor(self._thread, encode)
+
+    async def completion(self, model: ServedModel, request: Completion) -> list[list[int]]:
+        """Ids of each prompt. Raises RequestError (400) on ids outside the vocabulary."""
+        prompts = []
+        for index, prompt in enumerate(request.prompts):
+            path = "prompt" if len(request.prompts) == 1 else f"prompt[{index}]"
+            if isinstance(prompt, str):
+                ids = await self.encode(model, prompt, add_special=True, parse_special=True)
+            else:
+                check_ids(prompt, model, path)
+                ids = prompt
+            if not ids:
+                raise invalid(path, "at least one token long", prompt)
+            prompts.append(ids)
+        return prompts
+
+    async def chat(self, model: ServedModel, messages: list[dict[str, str]]) -> list[int]:
+        """Ids of the rendered conversation. Raises RequestError (400) without a template."""
+        text = self.render(model, messages, add_generation_prompt=True)
+        # The template writes the control tokens itself, the first one included.
+        ids = await self.encode(model, text, add_special=False, parse_special=True)
+        if not ids:
+            raise invalid("messages", "at least one token long when rendered", messages)
+        return ids
+
+    def render(
+        self, model: ServedModel, messages: list[dict[str, str]], *, add_generation_prompt: bool
+    ) -> str:
+        """The conversation as the model's template writes it."""
+        template = model.tokenizer.chat_template
+        if template is None:
+            raise RequestError(
+                f"{model.name} has no chat template, so it cannot chat; use /v1/completions.",
+                param="messages",
+                code="no_chat_template",
+            )
+        return template.render(messages, add_generation_prompt=add_generation_prompt)
+
+
+def check_ids(ids: Sequence[int], model: ServedModel, path: str) -> None:
+    """Raise RequestError (400) unless all ids are in the vocabulary."""
+    size = model.tokenizer.vocab_size
+    if ids and not (min(ids) >= 0 and max(ids) < size):
+        wrong = next(token for token in ids if not 0 <= token < size)
+        raise invalid(path, f"token ids from 0 to {size - 1}", wrong)
+
+
+def engine_requests(
+    model: ServedModel,
+    generation: Generation,
+    prompts: Sequence[Sequence[int]],
+    *,
+    answer_id: str,
+    prompt_field: str,
+) -> list[Request]:
+    """A Request a choice: choice c of prompt p is number p * n + c.
+
+    Raises RequestError (400) when prompt and answer do not fit in the model's context.
+    """
+    generation_ids = [token for token, _ in generation.sampling.logit_bias]
+    check_ids(generation_ids, model, "logit_bias")
+    count = len(prompts) * generation.n
+    capacity = model.config.max_batch + model.config.max_queued
+    if count > capacity:
+        raise RequestError(
+            f"{len(prompts)} prompts with n={generation.n} make {count} sequences, but "
+            f"{model.name} holds at most {capacity}; send several requests.",
+            param="n",
+            code="invalid_value",
+        )
+    seed = generation.first_seed()
+    requests: list[Request] = []
+    for ids in prompts:
+        max_tokens = _max_tokens(model, generation, len(ids), prompt_field)
+        prompt_ids = tuple(ids)
+        for choice in range(generation.n):
+            sampling = generation.sampling_of(choice, max_tokens, seed)
+            requests.append(Request(f"{answer_id}-{len(requests)}", prompt_ids, sampling))
+    return requests
+
+
+def _max_tokens(
+    model: ServedModel, generation: Generation, prompt_tokens: int, prompt_field: str
+) -> int:
+    context = model.config.max_model_len
+    room = context - prompt_tokens
+    if room < 1:
+        raise RequestError(
+            f"The prompt has {prompt_tokens} tokens, but {model.name} takes at most {context} "
+            "tokens of prompt and answer together; shorten it.",
+            param=prompt_field,
+            code="context_length_exceeded",
+        )
+    limit, wanted = model.max_output_tokens, generation.max_tokens
+    if wanted is None:
+        default = COMPLETION_TOKENS if prompt_field == "prompt" else room
+        return min(default, room, limit or room)
+    if limit is not None and wanted > limit:
+        raise invalid(
+            generation.max_tokens_field, f"at most {limit}, the limit of {model.name}", wanted
+        )
+    if wanted > room:
+        raise RequestError(
+            f"The prompt has {prompt_tokens} tokens and {generation.max_tokens_field} is {wanted}, "
+            f"together {prompt_tokens + wanted}, but {model.name} takes at most {context}; "
+            "shorten the prompt or ask for less.",
+            param=generation.max_tokens_field,
+            code="context_length_exceeded",
+        )
+    return wanted
