@@ -1,0 +1,196 @@
+"""What a repetition measures, each part adding its numbers to the result."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import machine
+from bench.client import Measured
+from bench.report import BARE, IN_PROCESS, MACHINE, OURS, RIVAL, Result
+from bench.rivals import LlamaCpp, bare_server, in_process, servewright_run
+from bench.servers import Server
+
+TOKENS_IN = TOKENS_OUT = 64
+# Long enough for a median over tens of passes, short beside the rest of a repetition.
+READ_SECONDS = 0.7
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run measures, on what."""
+
+    model: Path
+    words: list[int]  # token ids that prompts are made of
+    rival: LlamaCpp | None
+    threads: tuple[int, ...]  # counts for decode and prefill, ascending; servers take the last
+    requests: dict[int, int]  # streams -> requests that each of them sends
+    samples: int  # of decode and prefill in one repetition
+    out: Path  # folder for logs and what is generated
+    read_rate: Path  # the compiled read_rate.c
+
+    @property
+    def most_threads(self) -> int:
+        return self.threads[-1]
+
+    @property
+    def most_streams(self) -> int:
+        return max(self.requests)
+
+
+def read_rate(plan: Plan, result: Result) -> None:
+    """Streaming reads from 2 MiB pages, the ceiling of decoding."""
+    for threads in plan.threads:
+        rate = machine.read_rate_gb_s(
+            plan.read_rate, threads=threads, huge_pages=True, seconds=READ_SECONDS
+        )
+        result.add(f"read_{threads}t_gb_s", MACHINE, rate)
+
+
+def throughput(plan: Plan, result: Result, repeat: int) -> None:
+    """Decode and prefill of one sequence, no HTTP: ours through `Engine`, theirs by llama-bench."""
+    for threads in plan.threads:
+        for who in _order(plan, repeat):
+            found = _throughput(plan, who, threads)
+            decode = statistics.median(found["decode"])
+            result.add(f"decode_{threads}t_tok_s", who, decode)
+            result.add(f"prefill_{threads}t_tok_s", who, statistics.median(found["prefill"]))
+            if who == OURS:
+                result.versions["kernel"] = found["kernel"]
+                # Each token reads every matrix once, the tied head included: the whole file.
+                read = decode * plan.model.stat().st_size * 1e-9
+                result.add(f"decode_{threads}t_gb_s", OURS, read)
+
+
+def stolen_core(plan: Plan, result: Result, repeat: int) -> None:
+    """Decode with all threads while a stranger keeps one core busy, and without."""
+    for who in _order(plan, repeat):
+        alone = _throughput(plan, who, plan.most_threads)
+        with _busy_core():
+            disturbed = _throughput(plan, who, plan.most_threads)
+        result.add("undisturbed_tok_s", who, statistics.median(alone["decode"]))
+        result.add("stolen_tok_s", who, statistics.median(disturbed["decode"]))
+
+
+def serving(plan: Plan, result: Result, repeat: int) -> None:
+    """The loads through HTTP, one server at a time, and the largest load without HTTP."""
+    turns = [*_order(plan, repeat), BARE]
+    for who in turns if repeat % 2 == 0 else turns[::-1]:
+        with _server(plan, who) as server:
+            server.load(
+                plan.words,
+                streams=plan.most_streams,
+                requests=plan.most_streams,
+                seed=_seed(repeat, 0),
+            )  # warm-up
+            for streams, each in plan.requests.items():
+                measured = server.load(
+                    plan.words,
+                    streams=streams,
+                    requests=streams * each,
+                    seed=_seed(repeat, streams),
+                    tokens_in=TOKENS_IN,
+                    tokens_out=TOKENS_OUT,
+                )
+                _add_load(result, who, streams, measured)
+            memory = server.memory()
+        result.add("ready_s", who, server.ready_s)
+        result.add("memory_largest_bytes", who, memory.largest_process)
+        result.add("memory_all_bytes", who, memory.all_processes)
+        if who == OURS:
+            in_process_load(plan, result, repeat)
+
+
+def in_process_load(plan: Plan, result: Result, repeat: int) -> None:
+    """The largest load, straight into `Engine`."""
+    streams = plan.most_streams
+    found = in_process(
+        "streams",
+        plan.model,
+        threads=plan.most_threads,
+        streams=streams,
+        requests=streams * plan.requests[streams],
+        seed=_seed(repeat, streams),
+    )
+    result.add(f"http_{streams}_tok_s", IN_PROCESS, found["tokens_per_s"])
+    result.add(f"http_{streams}_ttft_p50_s", IN_PROCESS, found["ttft_p50_s"])
+
+
+def loading(plan: Plan, result: Result, large: Path) -> None:
+    """Memory's rise while a file of 500 MB or more is loaded."""
+    found = in_process("loading", large, threads=plan.most_threads)
+    result.add("loading_file_bytes", OURS, found["file_bytes"])
+    result.add("loading_rise_bytes", OURS, found["rise_bytes"])
+    result.add("loading_weights_bytes", OURS, found["weights_bytes"])
+    result.add("loading_s", OURS, found["seconds"])
+
+
+def _order(plan: Plan, repeat: int) -> list[str]:
+    """Who is measured, first one then the other first, so that drift hits both alike."""
+    who = [OURS, RIVAL] if plan.rival else [OURS]
+    return who if repeat % 2 == 0 else who[::-1]
+
+
+def _throughput(plan: Plan, who: str, threads: int) -> dict[str, Any]:
+    if who == OURS:
+        return in_process("throughput", plan.model, threads=threads, repeats=plan.samples)
+    assert plan.rival is not None
+    return plan.rival.throughput(plan.model, threads=threads, repeats=plan.samples)
+
+
+def _server(plan: Plan, who: str) -> Server:
+    if who == OURS:
+        return servewright_run(plan.model, threads=plan.most_threads, directory=plan.out)
+    if who == BARE:
+        return bare_server(plan.model, threads=plan.most_threads, directory=plan.out)
+    assert plan.rival is not None
+    log = plan.out / "llama-server.log"
+    return plan.rival.serving(plan.model, threads=plan.most_threads, log=log)
+
+
+def _add_load(result: Result, who: str, streams: int, measured: Measured) -> None:
+    name = f"http_{streams}"
+    result.add(f"{name}_tok_s", who, measured.tokens_per_s)
+    result.add(f"{name}_ttft_p50_s", who, measured.ttft_p50_s)
+    result.add(f"{name}_ttft_p99_s", who, measured.ttft_p99_s)
+    result.add(f"{name}_gap_p50_s", who, measured.gap_p50_s)
+    result.add(f"{name}_gap_p99_s", who, measured.gap_p99_s)
+    result.add("client_cpu_share", who, measured.client_cpu_share)
+
+
+def _seed(repeat: int, load: int) -> int:
+    return 1000 * repeat + load
+
+
+@contextlib.contextmanager
+def _busy_core() -> Iterator[None]:
+    """Keep the first of our cores busy with another process."""
+    core = min(os.sched_getaffinity(0))
+    context = multiprocessing.get_context("spawn")
+    started = context.Event()
+    neighbour = context.Process(target=_burn, args=(core, started), daemon=True)
+    neighbour.start()
+    try:
+        if not started.wait(timeout=30):
+            raise TimeoutError("the busy neighbour did not start within 30 s")
+        yield
+    finally:
+        neighbour.kill()
+        neighbour.join()
+
+
+def _burn(core: int, started: Any) -> None:
+    os.sched_setaffinity(0, {core})
+    started.set()
+    parent = os.getppid()
+    while os.getppid() == parent:  # a killed bench leaves no neighbour behind
+        end = time.perf_counter() + 0.1
+        while time.perf_counter() < end:
+            pass

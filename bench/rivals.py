@@ -1,0 +1,125 @@
+"""llama.cpp, as it serves and as it measures itself, and this engine's servers beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from bench.servers import BenchFailed, Server, free_port
+
+ROOT = Path(__file__).resolve().parents[1]
+# Where hack/build-llama-cpp.sh puts it.
+BUILT = ROOT / "bench" / "out" / "llama.cpp" / "bin"
+SLOTS = 16
+SLOT_TOKENS = 256
+TIMEOUT_S = 300
+
+
+@dataclass(frozen=True)
+class LlamaCpp:
+    """The two programs of llama.cpp."""
+
+    bench: Path
+    server: Path
+
+    def version(self) -> str:
+        """What the server says of itself: build number, commit and compiler."""
+        done = subprocess.run(
+            [str(self.server), "--version"], capture_output=True, text=True, check=True
+        )
+        found = re.findall(r"^(?:version|built with).*$", done.stdout + done.stderr, re.MULTILINE)
+        return "; ".join(found)
+
+    def throughput(self, model: Path, *, threads: int, repeats: int) -> dict[str, list[float]]:
+        """Its own measure of tg128 and pp512, tokens a second; it warms up by itself."""
+        command = [str(self.bench), "-m", str(model), "-t", str(threads), "-r", str(repeats)]
+        command += ["-p", "512", "-n", "128", "-o", "json"]
+        rows = json.loads(checked_output(command))
+        rates = {"prefill" if row["n_prompt"] else "decode": row["samples_ts"] for row in rows}
+        assert rates.keys() == {"prefill", "decode"}
+        return rates
+
+    def serving(self, model: Path, *, threads: int, log: Path) -> Server:
+        """llama-server with a slot a stream. No prompt is reused: every one is new anyway."""
+        port = free_port()
+        command = [str(self.server), "-m", str(model), "--port", str(port)]
+        command += ["-t", str(threads), "-np", str(SLOTS), "-c", str(SLOTS * SLOT_TOKENS)]
+        command += ["--cache-ram", "0"]
+        extra: dict[str, object] = {"cache_prompt": False}
+        return Server("llama-server", command, port=port, model="bench", log=log, extra=extra)
+
+
+def find_llama_cpp() -> LlamaCpp | None:
+    """llama-bench and llama-server on the PATH, else where the build script puts them."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), str(BUILT)])
+    bench, server = shutil.which("llama-bench", path=path), shutil.which("llama-server", path=path)
+    return LlamaCpp(Path(bench), Path(server)) if bench and server else None
+
+
+def servewright_run(model: Path, *, threads: int, directory: Path) -> Server:
+    """This engine as users start it: `servewright run`, with its supervisor and Ray."""
+    port, admin_port = free_port(), free_port()
+    manifest = directory / "bench.yaml"
+    manifest.write_text(
+        yaml.safe_dump(
+            {
+                "apiVersion": "servewright.io/v1alpha1",
+                "kind": "ModelService",
+                "metadata": {"name": "bench"},
+                "spec": {
+                    "model": {"source": model.resolve().as_uri()},
+                    "engine": {"threads": threads, "maxBatch": SLOTS},
+                    "access": {"mode": "Open"},
+                },
+            }
+        )
+    )
+    command = [sys.executable, "-m", "servewright_runtime.cli", "run", str(manifest)]
+    command += ["--port", str(port), "--admin-port", str(admin_port)]
+    log = directory / "servewright-run.log"
+    return Server("servewright run", command, port=port, model="bench", log=log, env=package_env())
+
+
+def bare_server(model: Path, *, threads: int, directory: Path) -> Server:
+    """This engine and its HTTP app in one process without Ray: shows what the rest costs."""
+    port = free_port()
+    command = [sys.executable, "-m", "bench.bare_server", str(model)]
+    command += ["--port", str(port), "--threads", str(threads)]
+    log = directory / "bare-server.log"
+    return Server("bare server", command, port=port, model="bench", log=log, env=package_env())
+
+
+def in_process(what: str, model: Path, **options: int) -> dict[str, Any]:
+    """Run bench/inprocess.py in a process of its own and return what it printed."""
+    command = [sys.executable, "-m", "bench.inprocess", what, str(model)]
+    for name, value in options.items():
+        command += [f"--{name}", str(value)]
+    result: dict[str, Any] = json.loads(checked_output(command, env=package_env()))
+    return result
+
+
+def package_env() -> dict[str, str]:
+    """Environment in which a child finds the packages of this checkout."""
+    path = [str(ROOT), str(ROOT / "operator"), str(ROOT / "runtime")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+
+
+def checked_output(command: list[str], env: Mapping[str, str] | None = None) -> str:
+    """The command's stdout; BenchFailed with what it said where it fails."""
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=env, cwd=ROOT, timeout=TIMEOUT_S, check=False
+    )
+    if done.returncode != 0:
+        raise BenchFailed(
+            f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}"
+        )
+    return done.stdout

@@ -1,0 +1,129 @@
+"""`make bench`: this engine beside llama.cpp, same file, same threads, same run.
+
+Each repetition measures one engine right after the other and changes the order, so that what the
+machine does meanwhile hits both alike. Every part runs in a process of its own. The whole takes
+about 10 minutes, `--quick` about 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# Run as a file, and of this checkout, whatever is installed.
+sys.path[:0] = [str(ROOT), str(ROOT / "operator"), str(ROOT / "runtime"), str(ROOT / "tests")]
+
+from bench import machine, measures, report  # noqa: E402
+from bench.model import example_model, requantised, word_tokens  # noqa: E402
+from bench.report import Result  # noqa: E402
+from bench.rivals import find_llama_cpp  # noqa: E402
+from bench.servers import BenchFailed  # noqa: E402
+
+from support.tiny import make_large_gguf  # noqa: E402
+
+EXAMPLE = ROOT / "examples" / "01-smollm2.yaml"
+DOCS = ROOT / "docs" / "performance.md"
+LARGE_BYTES = 500_000_000
+# Streams -> requests of each: enough that a load takes some seconds.
+FULL = {1: 12, 4: 8, 16: 4}
+QUICK = {1: 4, 4: 3, 16: 2}
+
+
+def main() -> int:
+    args = _arguments()
+    args.out.mkdir(parents=True, exist_ok=True)
+    plan = _plan(args)
+    repeats = args.repeats or (1 if args.quick else 5)
+    result = _empty_result(plan, repeats)
+    try:
+        _measure(plan, result, repeats)
+    except BenchFailed as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    path = args.json or args.out / "result.json"
+    path.write_text(json.dumps(dataclasses.asdict(result), indent=1) + "\n")
+    text = report.render(result)
+    print(f"\n{text}\nsamples: {path}")
+    if args.write_docs:
+        DOCS.write_text(report.replace_generated(DOCS.read_text(), text))
+        print(f"written: {DOCS}")
+    missed = [verdict for verdict in report.verdicts(result) if not verdict.holds]
+    for verdict in missed:
+        print(f"missed: {verdict.label}: {verdict.ratio:.2f}, target {verdict.target}")
+    return 1 if missed and args.strict else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one short repetition")
+    parser.add_argument("--repeats", type=int, help="alternating repetitions (5; quick: 1)")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--model", type=Path, help="GGUF file to requantise (the example's)")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "out")
+    parser.add_argument("--json", type=Path, help="where the samples go (OUT/result.json)")
+    parser.add_argument("--write-docs", action="store_true", help="renew docs/performance.md")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if a target is missed")
+    return parser.parse_args()
+
+
+def _plan(args: argparse.Namespace) -> measures.Plan:
+    model = requantised(args.model or example_model(EXAMPLE), args.out)
+    return measures.Plan(
+        model=model,
+        words=word_tokens(model),
+        rival=find_llama_cpp(),
+        threads=tuple(sorted({1, args.threads})),
+        requests=QUICK if args.quick else FULL,
+        samples=1 if args.quick else 2,
+        out=args.out,
+        read_rate=machine.build_read_rate(args.out),
+    )
+
+
+def _empty_result(plan: measures.Plan, repeats: int) -> Result:
+    result = Result(
+        machine=machine.facts(),
+        commit=machine.commit(),
+        versions=machine.versions(),
+        settings={
+            "threads": list(plan.threads),
+            "streams": list(plan.requests),
+            "repeats": repeats,
+            "tokens_in": measures.TOKENS_IN,
+            "tokens_out": measures.TOKENS_OUT,
+            "model": plan.model.name,
+            "model_bytes": plan.model.stat().st_size,
+        },
+        began=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    if plan.rival is not None:
+        result.versions["llama.cpp"] = plan.rival.version()
+    else:
+        result.notes.append(
+            "llama-bench and llama-server were neither on the PATH nor built by "
+            "hack/build-llama-cpp.sh, so nothing is compared."
+        )
+    return result
+
+
+def _measure(plan: measures.Plan, result: Result, repeats: int) -> None:
+    for repeat in range(repeats):
+        print(f"repetition {repeat + 1} of {repeats}", file=sys.stderr)
+        measures.read_rate(plan, result)
+        measures.throughput(plan, result, repeat)
+        measures.serving(plan, result, repeat)
+        measures.stolen_core(plan, result, repeat)
+    large = plan.out / "large.gguf"
+    if not large.exists():
+        make_large_gguf(large, LARGE_BYTES)
+    measures.loading(plan, result, large)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
