@@ -67,8 +67,7 @@ def begin(
     source: HttpSource,
     response: httpx.Response,
     partial: Partial,
-    digest: str | None,
-    wanted.max_bytes: int,
+    wanted: Wanted,
 ) -> None:
     """Bring `partial` to where the body of `response` goes on.
 
