@@ -12,12 +12,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from servewright_api import ModelService, revision
 from servewright_runtime.errors import ConfigError
 from servewright_runtime.hardware import Hardware
-from servewright_runtime.models.runner import BLOCK_TOKENS, LlamaConfig
+
+if TYPE_CHECKING:
+    from servewright_runtime.models.runner import LlamaConfig
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +143,9 @@ def kv_plan(config: LlamaConfig, model: ReplicaModel) -> KvPlan:
     At least one sequence of max_model_len fits. Raises ConfigError with the numbers where the
     manifest asks for more than the model or the memory has.
     """
+    # Here, so that the supervisor, which resolves manifests too, does not load numpy.
+    from servewright_runtime.models.runner import BLOCK_TOKENS
+
     block_bytes = config.kv_bytes_per_token * BLOCK_TOKENS
     wanted_len = model.max_model_len
     if wanted_len is not None and wanted_len > config.context_length:
