@@ -1,0 +1,143 @@
+"""From a path to a LoadedModel: which format a file has, and which runner fits it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from servewright_runtime.errors import ConfigError
+from servewright_runtime.models.bpe import build_tokenizer
+from servewright_runtime.models.gguf import MAGIC, GGUFFile
+from servewright_runtime.models.llama import read_config
+from servewright_runtime.models.loaded import LoadedModel
+from servewright_runtime.models.reference import DEQUANTISABLE, TorchRunner
+from servewright_runtime.models.runner import LlamaConfig, Runner
+
+log = logging.getLogger(__name__)
+
+Kernel: TypeAlias = Literal["Auto", "Fused", "Reference"]
+
+FORMATS = ("gguf",)
+
+# Rows are handed to the runner in pieces of this size: what loading holds beyond the weights.
+CHUNK_BYTES = 8 << 20
+# The native runner packs 32 rows together.
+CHUNK_ROWS = 32
+
+
+class _LoadingRunner(Runner, Protocol):
+    def load(
+        self, name: str, tensor_type: str, first_row: int, rows: npt.NDArray[np.uint8]
+    ) -> None: ...
+
+    def seal(self) -> None: ...
+
+
+def detect_format(path: Path) -> str:
+    """The format of the file at `path`, by its first bytes. Raises ConfigError if it is unknown."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(MAGIC))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); give the path of a model file."
+        ) from None
+    if start == MAGIC:
+        return "gguf"
+    raise ConfigError(
+        f"{path}: starts with {start!r}, which is no known model format; "
+        f"formats that work: {', '.join(FORMATS)}."
+    )
+
+
+def load(
+    path: Path,
+    *,
+    format: str | None,
+    kernel: Kernel,
+    num_blocks: Callable[[LlamaConfig], int],
+    threads: int,
+    progress: Callable[[int, int], None],
+) -> LoadedModel:
+    """Load the model at `path`, ready to run.
+
+    format: what the manifest says, or None to look at the file. num_blocks: KV blocks for the
+    model, asked once its header is read. progress: called with bytes loaded and bytes in all.
+    Raises ConfigError where file, format or kernel do not fit.
+    """
+    found = detect_format(path)
+    if format is not None and format != found:
+        raise ConfigError(
+            f"{path}: model.format is {format}, but the file is {found}; "
+            "correct model.format or leave it out."
+        )
+    with GGUFFile(path) as file:
+        config = read_config(file)
+        tokenizer = build_tokenizer(file, config.vocab_size)
+        runner = _make_runner(file, config, kernel, num_blocks(config), threads)
+        try:
+            _load_tensors(file, runner, progress)
+        except BaseException:
+            runner.close()
+            raise
+        return LoadedModel(runner=runner, tokenizer=tokenizer, format=found, bytes=file.size)
+
+
+def _make_runner(
+    file: GGUFFile, config: LlamaConfig, kernel: Kernel, num_blocks: int, threads: int
+) -> _LoadingRunner:
+    if kernel != "Reference":
+        from servewright_runtime import native
+
+        obstacle = _fused_obstacle(file)
+        if obstacle is None:
+            return native.NativeRunner(config, num_blocks=num_blocks, threads=threads)
+        if kernel == "Fused":
+            raise ConfigError(
+                f"{file.path}: engine.kernel is Fused, but {obstacle}; "
+                "set engine.kernel to Auto or Reference, or choose a file that fits."
+            )
+        log.warning("reference kernel chosen", extra={"path": str(file.path), "why": obstacle})
+    for tensor in file.tensors.values():
+        if tensor.type not in DEQUANTISABLE:
+            raise ConfigError(
+                f"{file.path}: the tensor {tensor.name} has the type {tensor.type}, which no "
+                "kernel reads; choose a file of another quantisation, such as Q8_0 or Q4_0."
+            )
+    return TorchRunner(config, num_blocks=num_blocks, threads=threads)
+
+
+def _fused_obstacle(file: GGUFFile) -> str | None:
+    """Why the fused kernels cannot run this file here, as the end of a sentence."""
+    from servewright_runtime import native
+
+    reason = native.unavailable()
+    if reason is not None:
+        return f"the fused kernels cannot run here ({reason.rstrip('.')})"
+    for tensor in file.tensors.values():
+        if tensor.type not in native.NATIVE_TYPES:
+            return (
+                f"the tensor {tensor.name} has the type {tensor.type}, "
+                f"and the fused kernels read {', '.join(sorted(native.NATIVE_TYPES))}"
+            )
+    return None
+
+
+def _load_tensors(
+    file: GGUFFile, runner: _LoadingRunner, progress: Callable[[int, int], None]
+) -> None:
+    total = sum(tensor.nbytes for tensor in file.tensors.values())
+    done = 0
+    progress(done, total)
+    # In the file's order, so that a disk reads straight on.
+    for tensor in sorted(file.tensors.values(), key=lambda t: t.offset):
+        for first_row, rows in file.row_chunks(tensor, CHUNK_BYTES, CHUNK_ROWS):
+            runner.load(tensor.name, tensor.type, first_row, rows)
+            done += rows.nbytes
+            progress(done, total)
+    runner.seal()
