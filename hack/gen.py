@@ -1,0 +1,112 @@
+"""Write the generated files, or with --check fail if one differs from what would be written.
+
+Generated: the JSON schema of ModelService (for editors and other tools) and the table of its
+fields in docs/manifest.md, both from the pydantic types, the one source of the schema.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from annotated_types import BaseMetadata, Ge, Le, MaxLen
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from servewright_api import ModelService
+from servewright_api.fields import nested_type, walk
+
+ROOT = Path(__file__).resolve().parent.parent
+SCHEMA = Path("docs/modelservice-v1alpha1.schema.json")
+TABLE = Path("docs/manifest.md")
+BEGIN = "<!-- fields: written by `make gen` from servewright_api, not by hand -->\n"
+END = "<!-- end of fields -->\n"
+
+
+def generated(root: Path) -> dict[Path, str]:
+    """Each generated file with its whole text."""
+    before, begin, rest = (root / TABLE).read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{TABLE} has lost its markers {BEGIN!r} and {END!r}; put them back")
+    return {SCHEMA: schema(), TABLE: f"{before}{BEGIN}{table()}{END}{after}"}
+
+
+def schema() -> str:
+    """JSON schema of a manifest's document."""
+    document = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **ModelService.model_json_schema(by_alias=True),
+    }
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def table() -> str:
+    """Markdown table of all fields."""
+    lines = ["| field | value | default | meaning |", "| --- | --- | --- | --- |"]
+    for path, field in walk():
+        if nested_type(field) is None:
+            cells = (f"`{path}`", _value(field), _default(field), field.description or "")
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _value(field: FieldInfo) -> str:
+    kinds = [k for k in (get_args(field.annotation) or (field.annotation,)) if k is not type(None)]
+    if get_origin(field.annotation) is Literal:
+        return ", ".join(f"`{word}`" for word in get_args(field.annotation))
+    kind: Any = kinds[0]
+    if get_origin(kind) is Literal:
+        return ", ".join(f"`{word}`" for word in get_args(kind))
+    if get_origin(field.annotation) is dict:
+        return "names to values"
+    if kind is int:
+        bounds = _bounds(field)
+        return f"{bounds[Ge]:,} to {bounds[Le]:,}"
+    if kind is bool:
+        return "`true`, `false`"
+    longest = _bounds(field).get(MaxLen)
+    return f"text, at most {longest:,}" if longest else "text"
+
+
+def _bounds(field: FieldInfo) -> dict[type[BaseMetadata], int]:
+    found: dict[type[BaseMetadata], int] = {}
+    for item in field.metadata:
+        if isinstance(item, Ge):
+            found[Ge] = int(str(item.ge))
+        elif isinstance(item, Le):
+            found[Le] = int(str(item.le))
+        elif isinstance(item, MaxLen):
+            found[MaxLen] = item.max_length
+    return found
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "**required**"
+    if field.default is None or field.default == {} or isinstance(field.default, BaseModel):
+        return ""
+    return f"`{json.dumps(field.default)}`"
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code: with --check 1 if a file is out of date."""
+    stale = [
+        path
+        for path, text in generated(ROOT).items()
+        if not (ROOT / path).exists() or (ROOT / path).read_text() != text
+    ]
+    if arguments == ["--check"]:
+        for path in stale:
+            print(f"error: {path} is out of date; run make gen", file=sys.stderr)
+        return 1 if stale else 0
+    for path in stale:
+        (ROOT / path).write_text(generated(ROOT)[path])
+        print(f"wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
