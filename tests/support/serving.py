@@ -11,17 +11,16 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import uvicorn
-
 from servewright_runtime.api.access import KeyFolder
 from servewright_runtime.api.app import build_app
-from servewright_runtime.api.protocol import Guards, uvicorn_settings
+from servewright_runtime.api.protocol import Guards, guarded_protocol
 from servewright_runtime.api.state import AppState, Bounds, ServedModel
 from servewright_runtime.engine.config import EngineConfig
 from servewright_runtime.engine.engine import Engine
 from servewright_runtime.engine.streams import Streams
 from servewright_runtime.metrics import Metrics
 from servewright_runtime.models.loaded import LoadedModel
+from servewright_runtime.serve.sockets import HttpServer
 from support.scripted_model import ScriptedRunner, loaded
 
 WAIT_S = 10.0
@@ -53,7 +52,7 @@ class Server:
     engines: dict[str, Engine]
     metrics: Metrics
     state: AppState
-    uvicorn: uvicorn.Server
+    http: HttpServer
 
     @property
     def url(self) -> str:
@@ -109,25 +108,17 @@ async def serving(
             max_output_tokens=model.max_output_tokens,
         )
     app = build_app(served, state=state, metrics=metrics.http, bounds=bounds)
-    settings = uvicorn_settings(guards or Guards(), "+".join(m.revision for m in served.values()))
-    server = _QuietServer(uvicorn.Config(app, **settings))
-    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-    task = asyncio.create_task(server.serve(sockets=[listener]))
+    revisions = ",".join(model.revision for model in served.values())
+    listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    host, port = listener.getsockname()
+    http = HttpServer(app, listener, guarded_protocol(guards or Guards(), revisions))
+    await http.start()
     try:
-        await until(lambda: server.started or task.done())
-        host, port = listener.getsockname()
-        yield Server(host, port, served, engines, metrics, state, server)
+        yield Server(host, port, served, engines, metrics, state, http)
     finally:
-        server.should_exit = server.force_exit = True
-        await task
         for engine in engines.values():
             engine.stop(timeout_s=WAIT_S)
-
-
-class _QuietServer(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+        await asyncio.wait_for(http.stop(), WAIT_S)
 
 
 @contextlib.contextmanager

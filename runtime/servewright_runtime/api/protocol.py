@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -136,20 +136,3 @@ def guarded_protocol(guards: Guards, revision: str) -> type[asyncio.Protocol]:
             self.transport.close()
 
     return GuardedProtocol
-
-
-def uvicorn_settings(guards: Guards, revision: str) -> dict[str, Any]:
-    """Settings for `uvicorn.Config(app, **settings)`; host, port or socket are the caller's."""
-    return {
-        "http": guarded_protocol(guards, revision),
-        "ws": "none",
-        "loop": "uvloop",
-        "lifespan": "off",
-        "log_config": None,
-        "access_log": False,
-        "server_header": False,
-        "proxy_headers": False,
-        # Longer than the pools of usual clients and proxies keep a connection, so that they close
-        # first and no request meets a closing one.
-        "timeout_keep_alive": 75,
-    }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -45,6 +46,14 @@ class ServedModel:
     max_concurrency: int  # HTTP requests in flight at once; one more is answered 429
     max_output_tokens: int | None  # a request may ask for no more
     in_flight: int = 0
+    longest_token_chars: int = field(init=False)  # no token stands for a longer text
+
+    def __post_init__(self) -> None:
+        tokenizer = self.tokenizer
+        self.longest_token_chars = max(
+            max(len(tokenizer.token_bytes(token)), len(tokenizer.token_text(token)))
+            for token in range(tokenizer.vocab_size)
+        )
 
     @property
     def name(self) -> str:
@@ -60,8 +69,9 @@ class ServedModel:
         """Whether the caller may use this model."""
         return self.keys is None or self.keys.find(caller) is not None
 
-    def enter(self) -> None:
-        """Take a place among the requests in flight; `leave` gives it back.
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold a place among the requests in flight.
 
         Raises Overloaded (429) when all are taken.
         """
@@ -71,10 +81,10 @@ class ServedModel:
                 f"{self.max_concurrency}; try again later."
             )
         self.in_flight += 1
-
-    def leave(self) -> None:
-        """Give the place back."""
-        self.in_flight -= 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from starlette.types import Receive, Send
 
@@ -15,7 +16,7 @@ from servewright_runtime.api.answers import error_body, send_json
 from servewright_runtime.api.call import Call, Disconnected
 from servewright_runtime.api.openai.logprobs import LogprobTracker
 from servewright_runtime.api.openai.params import Generation
-from servewright_runtime.api.openai.wire import DONE, Choice, Ready, Wire
+from servewright_runtime.api.openai.wire import DONE, Choice, Head, Ready, Wire
 from servewright_runtime.api.state import ServedModel
 from servewright_runtime.engine.requests import FinishReason, Output, Request, Timing, Usage
 from servewright_runtime.engine.streams import Stream
@@ -28,20 +29,28 @@ _SSE_HEADERS = [
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An HTTP request that has been understood: what the engine shall do, and for whom."""
+
+    model: ServedModel
+    generation: Generation
+    requests: Sequence[Request]  # one a choice
+    head: Head
+
+
 class Answer:
     """The choices of one request while they grow."""
 
-    def __init__(
-        self, model: ServedModel, generation: Generation, requests: Sequence[Request]
-    ) -> None:
+    def __init__(self, job: Job) -> None:
         self.error: RequestError | None = None
-        self._generation = generation
-        self._index = {request.request_id: i for i, request in enumerate(requests)}
-        has_logprobs = generation.sampling.logprobs
+        self._n = job.generation.n
+        self._index = {request.request_id: i for i, request in enumerate(job.requests)}
+        has_logprobs = job.generation.sampling.logprobs
         self._trackers = [
-            LogprobTracker(model.tokenizer) if has_logprobs else None for _ in requests
+            LogprobTracker(job.model.tokenizer) if has_logprobs else None for _ in job.requests
         ]
-        self._last: list[Output | None] = [None] * len(requests)
+        self._last: list[Output | None] = [None] * len(job.requests)
 
     def pieces(self, outputs: list[Output]) -> Iterable[tuple[int, str, Ready | None, str | None]]:
         """What the outputs add: choice, text, logprobs if asked for, finish reason if it ended."""
@@ -63,7 +72,7 @@ class Answer:
     def usage(self) -> Usage:
         """Tokens of the whole request: a prompt counts once, whatever its choices."""
         usages = [last.usage for last in self._last if last is not None and last.usage is not None]
-        firsts = usages[:: self._generation.n]
+        firsts = usages[:: self._n]
         return Usage(
             prompt_tokens=sum(usage.prompt_tokens for usage in firsts),
             completion_tokens=sum(usage.completion_tokens for usage in usages),
@@ -94,27 +103,18 @@ def _merged(outputs: list[Output]) -> list[Output]:
     return list(merged.values())
 
 
-async def answer(
-    call: Call,
-    receive: Receive,
-    send: Send,
-    *,
-    model: ServedModel,
-    generation: Generation,
-    requests: Sequence[Request],
-    wire: Wire,
-) -> None:
-    """Run the requests and send their answer.
+async def answer(call: Call, receive: Receive, send: Send, job: Job, wire: Wire) -> None:
+    """Run the job and send its answer.
 
     Raises RequestError where no byte has been sent yet, Disconnected when the client is gone.
     """
-    stream = model.streams.open(requests)
-    result = Answer(model, generation, requests)
-    call.streamed, call.choices = generation.is_stream, len(requests)
+    stream = job.model.streams.open(job.requests)
+    result = Answer(job)
+    call.streamed, call.choices = job.generation.is_stream, len(job.requests)
     watcher = asyncio.create_task(_watch(call, receive, stream))
-    run = _stream if generation.is_stream else _collect
+    run = _stream if job.generation.is_stream else _collect
     try:
-        await run(call, send, stream, result, wire, generation)
+        await run(call, send, stream, result, wire, job.generation)
     finally:
         watcher.cancel()
         stream.cancel()  # nothing unless we are being cancelled ourselves

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.routing import Route
@@ -14,15 +14,10 @@ from servewright_runtime.api.answers import dumps, send_json
 from servewright_runtime.api.bodies import read_json
 from servewright_runtime.api.call import SCOPE_KEY, Call
 from servewright_runtime.api.envelope import unauthorized
-from servewright_runtime.api.openai.answering import answer
+from servewright_runtime.api.openai.answering import Job, answer
 from servewright_runtime.api.openai.fields import Fields, brief
-from servewright_runtime.api.openai.params import (
-    Generation,
-    parse_chat,
-    parse_completion,
-    parse_messages,
-    parse_token_ids,
-)
+from servewright_runtime.api.openai.inputs import parse_messages, parse_token_ids
+from servewright_runtime.api.openai.params import Generation, parse_chat, parse_completion
 from servewright_runtime.api.openai.prompts import Encoder, check_ids, engine_requests
 from servewright_runtime.api.openai.wire import ChatWire, CompletionWire, Head
 from servewright_runtime.api.state import AppState, Bounds, ServedModel
@@ -90,91 +85,60 @@ class OpenAI:
     async def completions(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/completions."""
         request = parse_completion(await self._body(call, receive))
-        generation = request.generation
-        model = self._model(call, generation.model)
-        model.enter()
-        try:
+        model = self._model(call, request.generation.model)
+        with model.place():
             prompts = await self._encoder.completion(model, request)
-            head = _head("cmpl", model)
-            requests = engine_requests(
-                model, generation, prompts, answer_id=head.id, prompt_field="prompt"
-            )
-            wire = CompletionWire(
-                head,
-                model.tokenizer,
-                choices=len(requests),
-                has_usage_chunk=generation.has_usage_chunk,
-            )
-            self._count(model, generation)
-            await answer(
-                call,
-                receive,
-                send,
-                model=model,
-                generation=generation,
-                requests=requests,
-                wire=wire,
-            )
-        finally:
-            model.leave()
+            job = self._job(model, request.generation, prompts, "cmpl", "prompt")
+            wire = CompletionWire(job.head, model.tokenizer, len(job.requests), request.generation)
+            await answer(call, receive, send, job, wire)
 
     async def chat(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/chat/completions."""
         request = parse_chat(await self._body(call, receive))
-        generation = request.generation
-        model = self._model(call, generation.model)
-        model.enter()
-        try:
+        model = self._model(call, request.generation.model)
+        with model.place():
             prompt = await self._encoder.chat(model, request.messages)
-            head = _head("chatcmpl", model)
-            requests = engine_requests(
-                model, generation, [prompt], answer_id=head.id, prompt_field="messages"
-            )
-            wire = ChatWire(
-                head,
-                model.tokenizer,
-                choices=len(requests),
-                has_usage_chunk=generation.has_usage_chunk,
-            )
-            self._count(model, generation)
-            await answer(
-                call,
-                receive,
-                send,
-                model=model,
-                generation=generation,
-                requests=requests,
-                wire=wire,
-            )
-        finally:
-            model.leave()
+            job = self._job(model, request.generation, [prompt], "chatcmpl", "messages")
+            wire = ChatWire(job.head, model.tokenizer, len(job.requests), request.generation)
+            await answer(call, receive, send, job, wire)
+
+    def _job(
+        self,
+        model: ServedModel,
+        generation: Generation,
+        prompts: Sequence[Sequence[int]],
+        prefix: str,
+        prompt_field: str,
+    ) -> Job:
+        answer_id = f"{prefix}-{uuid.uuid4().hex}"
+        requests = engine_requests(
+            model, generation, prompts, answer_id=answer_id, prompt_field=prompt_field
+        )
+        self._metrics.on_generation(model.name, generation.n, generation.max_tokens)
+        head = Head(answer_id, int(time.time()), model.name, model.fingerprint)
+        return Job(model, generation, requests, head)
 
     async def tokenize(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /tokenize: ids of a prompt, or of a conversation as the chat endpoint sees it."""
         fields = Fields(await self._body(call, receive))
         model = self._model(call, fields.text("model"))
-        model.enter()
-        try:
-            with_texts = fields.flag("return_token_strs")
-            if fields.has("messages"):
-                text = self._encoder.render(
-                    model,
-                    parse_messages(fields),
-                    add_generation_prompt=fields.flag("add_generation_prompt", default=True),
-                )
-                add_special = fields.flag("add_special_tokens")
-            else:
-                prompt = fields.text("prompt")
-                if prompt is None:
-                    raise fields.missing("prompt")
-                text = prompt
-                add_special = fields.flag("add_special_tokens", default=True)
-            fields.close({})
-            ids = await self._encoder.encode(
-                model, text, add_special=add_special, parse_special=True
+        with_texts = fields.flag("return_token_strs")
+        if fields.has("messages"):
+            text = self._encoder.render(
+                model,
+                parse_messages(fields),
+                add_generation_prompt=fields.flag("add_generation_prompt", default=True),
             )
-        finally:
-            model.leave()
+            add_special = fields.flag("add_special_tokens")
+        else:
+            prompt = fields.text("prompt")
+            if prompt is None:
+                raise fields.missing("prompt")
+            text = prompt
+            add_special = fields.flag("add_special_tokens", default=True)
+        fields.close({})
+        with model.place():
+            ids = await self._encoder.encode(model, text, add_special=add_special)
         body: dict[str, Any] = {
             "count": len(ids),
             "max_model_len": model.config.max_model_len,
@@ -218,14 +182,6 @@ class OpenAI:
             param="model",
             code="model_not_found",
         )
-
-    def _count(self, model: ServedModel, generation: Generation) -> None:
-        self._metrics.on_generation(model.name, generation.n, generation.max_tokens)
-
-
-def _head(prefix: str, model: ServedModel) -> Head:
-    answer_id = f"{prefix}-{uuid.uuid4().hex}"
-    return Head(answer_id, int(time.time()), model.name, model.fingerprint)
 
 
 def _model_json(model: ServedModel) -> dict[str, Any]:

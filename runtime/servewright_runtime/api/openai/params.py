@@ -11,74 +11,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from servewright_runtime.api.openai.fields import Fields, invalid, unsupported
+from servewright_runtime.api.openai.inputs import parse_messages, parse_prompts
+from servewright_runtime.api.openai.refused import REFUSED_CHAT, REFUSED_COMPLETIONS, TOOLS
 from servewright_runtime.engine.requests import SamplingParams
 from servewright_runtime.errors import RequestError
 
 MAX_CHOICES = 128  # n
-MAX_PROMPTS = 1024  # of one completions request
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_TOP_LOGPROBS = 20
 MAX_BIASES = 1024
 # More than any context window; the bound that counts is the model's own.
 MAX_TOKENS = 2**31 - 1
-
-_TOOLS = "this server does not call tools"
-_TEXT = "only text goes in and out"
-# Fields of OpenAI's and vLLM's APIs that mean something we do not do.
-REFUSED_BY_BOTH: Mapping[str, str] = {
-    "metadata": "nothing is stored",
-    "prompt_cache_key": "prefixes are shared by themselves",
-    "prompt_cache_options": "prefixes are shared by themselves",
-    "prompt_cache_retention": "prefixes are kept while there is room",
-    "guided_json": "output is not constrained",
-    "guided_regex": "output is not constrained",
-    "guided_choice": "output is not constrained",
-    "guided_grammar": "output is not constrained",
-    "structured_outputs": "output is not constrained",
-    "min_tokens": "answers may end at any length",
-    "stop_token_ids": "use 'stop' or 'logit_bias'",
-    "bad_words": "use 'logit_bias'",
-    "skip_special_tokens": "control tokens are never in the text",
-    "spaces_between_special_tokens": "control tokens are never in the text",
-    "include_stop_str_in_output": "stop strings are never in the text",
-    "prompt_logprobs": "logprobs are of the answer",
-    "use_beam_search": "tokens are drawn one after the other",
-    "length_penalty": "tokens are drawn one after the other",
-    "truncate_prompt_tokens": "a prompt that is too long is refused",
-    "priority": "requests run in the order of their arrival",
-}
-REFUSED_CHAT: Mapping[str, str] = {
-    **REFUSED_BY_BOTH,
-    "tools": _TOOLS,
-    "functions": _TOOLS,
-    "function_call": _TOOLS,
-    "parallel_tool_calls": _TOOLS,
-    "audio": _TEXT,
-    "prediction": "there is no speculative decoding",
-    "reasoning_effort": "the model decides how long it thinks",
-    "verbosity": "ask for it in the prompt",
-    "web_search_options": "this server does not search",
-    "moderation": "nothing is moderated",
-    "chat_template": "the model's own template is used",
-    "chat_template_kwargs": "the model's own template is used",
-    "add_generation_prompt": "the answer is always a new message",
-    "continue_final_message": "the answer is always a new message",
-}
-REFUSED_COMPLETIONS: Mapping[str, str] = {
-    **REFUSED_BY_BOTH,
-    "suffix": "text is generated at the end only",
-    "prompt_embeds": "prompts are text or token ids",
-}
-_REFUSED_MESSAGE: Mapping[str, str] = {
-    "name": "the chat template does not show names",
-    "tool_calls": _TOOLS,
-    "tool_call_id": _TOOLS,
-    "function_call": _TOOLS,
-    "audio": _TEXT,
-    "refusal": "write it as 'content'",
-}
-_REFUSED_PARTS = frozenset({"image_url", "input_audio", "file", "refusal", "video_url"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +109,7 @@ def parse_chat(body: Mapping[str, Any]) -> Chat:
     if response_format is not None:
         _check_response_format(response_format)
     fields.only("modalities", [["text"]], 'only ["text"] is generated')
-    fields.only("tool_choice", ["none"], _TOOLS)
+    fields.only("tool_choice", ["none"], TOOLS)
     generation = _generation(
         fields,
         logprobs=logprobs,
@@ -283,106 +227,7 @@ def _logit_bias(fields: Fields) -> tuple[tuple[int, float], ...]:
     return tuple(sorted(biases.items()))
 
 
-def parse_prompts(fields: Fields) -> list[str | list[int]]:
-    """A string, a list of strings, token ids or a list of those."""
-    value = fields.take("prompt")
-    if value is None:
-        raise fields.missing("prompt")
-    wanted = "a string, a list of strings, token ids or a list of lists of token ids"
-    if type(value) is str:
-        return [value]
-    if type(value) is not list or not value:
-        raise invalid("prompt", wanted + " with at least one", value)
-    if type(value[0]) is int:
-        return [_token_ids(value, "prompt")]
-    if len(value) > MAX_PROMPTS:
-        raise RequestError(
-            f"'prompt' has {len(value)} prompts, of at most {MAX_PROMPTS}; send several requests.",
-            param="prompt",
-            code="invalid_value",
-        )
-    prompts: list[str | list[int]] = []
-    for index, item in enumerate(value):
-        if type(item) is not type(value[0]) or type(item) not in (str, list):
-            raise invalid(f"prompt[{index}]", f"of the kind of the others ({wanted})", item)
-        prompts.append(item if type(item) is str else _token_ids(item, f"prompt[{index}]"))
-    return prompts
-
-
-def _token_ids(value: list[Any], path: str) -> list[int]:
-    for index, item in enumerate(value):
-        if type(item) is not int:
-            raise invalid(f"{path}[{index}]", "a token id", item)
-    if not value:
-        raise invalid(path, "at least one token id", value)
-    return value
-
-
-def parse_token_ids(fields: Fields, name: str) -> list[int]:
-    """A list of token ids, empty or not."""
-    value = fields.take(name)
-    if value is None:
-        raise fields.missing(name)
-    if type(value) is not list:
-        raise invalid(fields.at(name), "a list of token ids", value)
-    return _token_ids(value, fields.at(name)) if value else []
-
-
 def _check_response_format(value: object) -> None:
     fields = Fields.of(value, "response_format")
     fields.only("type", ["text"], "output is not constrained")
     fields.close(dict.fromkeys(("json_schema", "schema"), "output is not constrained"))
-
-
-def parse_messages(fields: Fields) -> list[dict[str, str]]:
-    """Messages as a chat template takes them: a role and a text each."""
-    value = fields.take("messages")
-    if value is None:
-        raise fields.missing("messages")
-    if type(value) is not list or not value:
-        raise invalid("messages", "a list of at least one message", value)
-    return [_message(item, f"messages[{index}]") for index, item in enumerate(value)]
-
-
-def _message(value: object, path: str) -> dict[str, str]:
-    fields = Fields.of(value, path)
-    role = fields.text("role")
-    if role is None:
-        raise fields.missing("role")
-    if role in ("tool", "function"):
-        raise unsupported(f"{path}.role", f"{_TOOLS}, so there is no '{role}' message")
-    if role not in ("system", "developer", "user", "assistant"):
-        raise invalid(f"{path}.role", "system, developer, user or assistant", role)
-    content = _content(fields, path)
-    if fields.take("annotations"):  # an answer of OpenAI's own, sent back, has an empty list
-        raise unsupported(f"{path}.annotations", _TEXT)
-    fields.close(_REFUSED_MESSAGE)
-    # A model's template knows "system"; "developer" is OpenAI's later word for it.
-    return {"role": "system" if role == "developer" else role, "content": content}
-
-
-def _content(fields: Fields, path: str) -> str:
-    value = fields.take("content")
-    if value is None:
-        raise fields.missing("content")
-    if type(value) is str:
-        return value
-    if type(value) is not list or not value:
-        raise invalid(f"{path}.content", "a string or a list of text parts", value)
-    return "\n".join(_part(item, f"{path}.content[{index}]") for index, item in enumerate(value))
-
-
-def _part(value: object, path: str) -> str:
-    fields = Fields.of(value, path)
-    kind = fields.text("type")
-    if kind is None:
-        raise fields.missing("type")
-    if kind in _REFUSED_PARTS:
-        raise unsupported(f"{path}.type", f"{_TEXT}, so there is no {kind!r} part")
-    if kind != "text":
-        raise invalid(f"{path}.type", "'text'", kind)
-    text = fields.text("text")
-    if text is None:
-        raise fields.missing("text")
-    fields.close({})
-    return text

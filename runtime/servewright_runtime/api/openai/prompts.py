@@ -7,8 +7,8 @@ megabytes keeps nobody's health check waiting.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from servewright_runtime.api.openai.fields import invalid
 from servewright_runtime.api.openai.params import Completion, Generation
@@ -23,24 +23,29 @@ INLINE_CHARS = 8192
 
 
 class Encoder:
-    """Encodes long texts one after the other on one thread."""
+    """Encodes short texts in place, long ones on a thread, one at a time."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._turn = asyncio.Semaphore(1)
 
-    async def encode(
-        self, model: ServedModel, text: str, *, add_special: bool, parse_special: bool
-    ) -> list[int]:
-        """Token ids of `text`."""
-
-        def encode() -> list[int]:
-            return model.tokenizer.encode(
-                text, add_special=add_special, parse_special=parse_special
-            )
-
+    async def encode(self, model: ServedModel, text: str, *, add_special: bool) -> list[int]:
+        """Token ids of `text`; control tokens written in it become their ids."""
+        encode = functools.partial(
+            model.tokenizer.encode, text, add_special=add_special, parse_special=True
+        )
         if len(text) <= INLINE_CHARS:
             return encode()
-        return await asyncio.get_running_loop().run_in_executor(self._thread, encode)
+        async with self._turn:
+            return await asyncio.to_thread(encode)
+
+    async def _prompt(
+        self, model: ServedModel, text: str, *, add_special: bool, path: str
+    ) -> list[int]:
+        """Like `encode`, but refuses at once what cannot fit, however it is encoded."""
+        least = -(-len(text) // model.longest_token_chars)
+        if least >= model.config.max_model_len:
+            raise _too_long(model, f"at least {least}", path)
+        return await self.encode(model, text, add_special=add_special)
 
     async def completion(self, model: ServedModel, request: Completion) -> list[list[int]]:
         """Ids of each prompt. Raises RequestError (400) on ids outside the vocabulary."""
@@ -48,7 +53,7 @@ class Encoder:
         for index, prompt in enumerate(request.prompts):
             path = "prompt" if len(request.prompts) == 1 else f"prompt[{index}]"
             if isinstance(prompt, str):
-                ids = await self.encode(model, prompt, add_special=True, parse_special=True)
+                ids = await self._prompt(model, prompt, add_special=True, path=path)
             else:
                 check_ids(prompt, model, path)
                 ids = prompt
@@ -61,7 +66,7 @@ class Encoder:
         """Ids of the rendered conversation. Raises RequestError (400) without a template."""
         text = self.render(model, messages, add_generation_prompt=True)
         # The template writes the control tokens itself, the first one included.
-        ids = await self.encode(model, text, add_special=False, parse_special=True)
+        ids = await self._prompt(model, text, add_special=False, path="messages")
         if not ids:
             raise invalid("messages", "at least one token long when rendered", messages)
         return ids
@@ -128,12 +133,7 @@ def _max_tokens(
     context = model.config.max_model_len
     room = context - prompt_tokens
     if room < 1:
-        raise RequestError(
-            f"The prompt has {prompt_tokens} tokens, but {model.name} takes at most {context} "
-            "tokens of prompt and answer together; shorten it.",
-            param=prompt_field,
-            code="context_length_exceeded",
-        )
+        raise _too_long(model, str(prompt_tokens), prompt_field)
     limit, wanted = model.max_output_tokens, generation.max_tokens
     if wanted is None:
         default = COMPLETION_TOKENS if prompt_field == "prompt" else room
@@ -151,3 +151,12 @@ def _max_tokens(
             code="context_length_exceeded",
         )
     return wanted
+
+
+def _too_long(model: ServedModel, tokens: str, path: str) -> RequestError:
+    return RequestError(
+        f"The prompt has {tokens} tokens, but {model.name} takes at most "
+        f"{model.config.max_model_len} tokens of prompt and answer together; shorten it.",
+        param=path,
+        code="context_length_exceeded",
+    )

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import orjson
 
 from servewright_runtime.api.openai.logprobs import chat_logprobs, completion_logprobs
+from servewright_runtime.api.openai.params import Generation
 from servewright_runtime.engine.requests import Timing, TokenLogprob, Usage
 from servewright_runtime.models.loaded import Tokenizer
 
@@ -69,7 +70,7 @@ def usage_json(usage: Usage) -> dict[str, Any]:
 class _Frames:
     """The envelope of a chunk: `data: {"id": ..., "choices": [CHOICE]}`."""
 
-    def __init__(self, head: Head, kind: str, *, has_usage_chunk: bool) -> None:
+    def __init__(self, head: Head, kind: str, generation: Generation) -> None:
         self._common = {
             "id": head.id,
             "object": kind,
@@ -79,7 +80,7 @@ class _Frames:
         }
         self.start = b"data: " + orjson.dumps(self._common)[:-1] + b',"choices":['
         # With include_usage every chunk has the field, null in all but the last.
-        self.end = b'],"usage":null}\n\n' if has_usage_chunk else b"]}\n\n"
+        self.end = b'],"usage":null}\n\n' if generation.has_usage_chunk else b"]}\n\n"
 
     def closing(self, usage: Usage | None, timing: Timing | None) -> bytes:
         if usage is None and timing is None:
@@ -105,11 +106,11 @@ class ChatWire:
     """/v1/chat/completions."""
 
     def __init__(
-        self, head: Head, tokenizer: Tokenizer, *, choices: int, has_usage_chunk: bool
+        self, head: Head, tokenizer: Tokenizer, choices: int, generation: Generation
     ) -> None:
         self._head = head
         self._tokenizer = tokenizer
-        self._frames = _Frames(head, "chat.completion.chunk", has_usage_chunk=has_usage_chunk)
+        self._frames = _Frames(head, "chat.completion.chunk", generation)
         start, end = self._frames.start, self._frames.end
         self._starts = [b'%b{"index":%d,"delta":' % (start, index) for index in range(choices)]
         self._plain_end = b'},"logprobs":null,"finish_reason":null}' + end
@@ -159,11 +160,11 @@ class CompletionWire:
     """/v1/completions."""
 
     def __init__(
-        self, head: Head, tokenizer: Tokenizer, *, choices: int, has_usage_chunk: bool
+        self, head: Head, tokenizer: Tokenizer, choices: int, generation: Generation
     ) -> None:
         self._head = head
         self._tokenizer = tokenizer
-        self._frames = _Frames(head, "text_completion", has_usage_chunk=has_usage_chunk)
+        self._frames = _Frames(head, "text_completion", generation)
         start, end = self._frames.start, self._frames.end
         self._starts = [b'%b{"index":%d,"text":' % (start, index) for index in range(choices)]
         self._plain_end = b',"logprobs":null,"finish_reason":null}' + end
