@@ -142,7 +142,7 @@ def _measured(load: Load, replies: list[Reply], seconds: float, cpu_share: float
     gaps: list[float] = []
     tokens = 0
     for reply in replies:
-        times = _frame_times(reply)
+        times = frame_times(reply)
         if not times:
             raise LoadFailed(f"an answer holds no text: {bytes(reply.received[:600])!r}")
         completion = _last_number(COMPLETION_TOKENS, reply)
@@ -168,8 +168,8 @@ def _measured(load: Load, replies: list[Reply], seconds: float, cpu_share: float
     )
 
 
-def _frame_times(reply: Reply) -> list[float]:
-    """When each frame with text came, that is, when its first byte was there to read."""
+def frame_times(reply: Reply) -> list[float]:
+    """When each frame with text came, that is, when its text had come."""
     arrivals = iter(reply.arrivals)
     when, end = next(arrivals)
     times = []

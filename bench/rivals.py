@@ -16,6 +16,8 @@ from typing import Any
 import yaml
 from bench.servers import BenchFailed, Server, free_port
 
+from servewright_api import API_VERSION, KIND
+
 ROOT = Path(__file__).resolve().parents[1]
 # Where hack/build-llama-cpp.sh puts it.
 BUILT = ROOT / "bench" / "out" / "llama.cpp" / "bin"
@@ -68,21 +70,7 @@ def find_llama_cpp() -> LlamaCpp | None:
 def servewright_run(model: Path, *, threads: int, directory: Path) -> Server:
     """This engine as users start it: `servewright run`, with its supervisor and Ray."""
     port, admin_port = free_port(), free_port()
-    manifest = directory / "bench.yaml"
-    manifest.write_text(
-        yaml.safe_dump(
-            {
-                "apiVersion": "servewright.io/v1alpha1",
-                "kind": "ModelService",
-                "metadata": {"name": "bench"},
-                "spec": {
-                    "model": {"source": model.resolve().as_uri()},
-                    "engine": {"threads": threads, "maxBatch": SLOTS},
-                    "access": {"mode": "Open"},
-                },
-            }
-        )
-    )
+    manifest = _write_manifest(model, threads, directory)
     command = [sys.executable, "-m", "servewright_runtime.cli", "run", str(manifest)]
     command += ["--port", str(port), "--admin-port", str(admin_port)]
     log = directory / "servewright-run.log"
@@ -92,10 +80,24 @@ def servewright_run(model: Path, *, threads: int, directory: Path) -> Server:
 def bare_server(model: Path, *, threads: int, directory: Path) -> Server:
     """This engine and its HTTP app in one process without Ray: shows what the rest costs."""
     port = free_port()
-    command = [sys.executable, "-m", "bench.bare_server", str(model)]
-    command += ["--port", str(port), "--threads", str(threads)]
+    manifest = _write_manifest(model, threads, directory)
+    command = [sys.executable, "-m", "bench.bare_server", str(manifest), str(model)]
+    command += ["--port", str(port)]
     log = directory / "bare-server.log"
     return Server("bare server", command, port=port, model="bench", log=log, env=package_env())
+
+
+def _write_manifest(model: Path, threads: int, directory: Path) -> Path:
+    manifest = directory / "bench.yaml"
+    spec = {
+        "model": {"source": model.resolve().as_uri()},
+        "engine": {"threads": threads, "maxBatch": SLOTS},
+        "access": {"mode": "Open"},
+    }
+    metadata = {"name": "bench"}
+    document = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}
+    manifest.write_text(yaml.safe_dump(document))
+    return manifest
 
 
 def in_process(what: str, model: Path, **options: int) -> dict[str, Any]:
