@@ -59,6 +59,12 @@ TENSOR_TYPES: tuple[str, ...] = (
 )  # fmt: skip
 
 
+def tiny_shape(tensor_type: str) -> dict[str, int]:
+    """The arguments of `make_tiny_gguf` that make rows of whole blocks of `tensor_type`."""
+    block = gguf.GGML_QUANT_SIZES[TensorType[tensor_type]][0]
+    return {"hidden": max(64, block), "ffn": 96 if block <= 32 else max(128, block)}
+
+
 def byte_alphabet() -> list[str]:
     """The printable character that stands for each byte in GPT-2's vocabulary."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
