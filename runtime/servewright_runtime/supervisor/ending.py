@@ -1,0 +1,71 @@
+"""How a run ended: its exit code, and why, for the shell, the kubelet and the log."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from servewright_runtime.errors import ServewrightError
+
+TERMINATION_LOG_VARIABLE = "SERVEWRIGHT_TERMINATION_LOG"
+OUT_OF_MEMORY = 137  # what the kubelet shows for a container that the kernel killed
+
+_DEFAULT_TERMINATION_LOG = Path("/dev/termination-log")
+_LONGEST_MESSAGE = 2000  # characters; the kubelet keeps 4096 bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """exit_code: 0 drained, 2 a configuration that no restart mends, 137 out of memory, 1 else."""
+
+    exit_code: int
+    reason: str  # one CamelCase word
+    message: str  # one sentence
+
+    @classmethod
+    def of(cls, error: ServewrightError) -> Ending:
+        """The ending that a user's error makes."""
+        return cls(error.exit_code, error.reason, error.message)
+
+    def write_termination_message(self) -> None:
+        """Leave {reason, message} as one JSON line where the kubelet, or a test, looks for it."""
+        path = Path(os.environ.get(TERMINATION_LOG_VARIABLE, _DEFAULT_TERMINATION_LOG))
+        if TERMINATION_LOG_VARIABLE not in os.environ and not path.exists():
+            return
+        line = json.dumps({"reason": self.reason, "message": self.message[:_LONGEST_MESSAGE]})
+        # Nothing to tell anyone who could help: the log has the same words.
+        try:
+            path.write_text(line + "\n")
+        except OSError:
+            return
+
+
+def oom_kills() -> int | None:
+    """Processes that the kernel killed for want of memory in our cgroup; None if it cannot tell."""
+    for path in _oom_counters():
+        try:
+            match = re.search(r"^oom_kill (\d+)$", path.read_text(), re.MULTILINE)
+        except OSError:
+            continue
+        if match:
+            return int(match[1])
+    return None
+
+
+def _oom_counters() -> list[Path]:
+    """Files that may hold the count. Inside a container its own cgroup is mounted as the root."""
+    paths = []
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, group = line.split(":", 2)
+        base, name = (
+            ("/sys/fs/cgroup/memory", "memory.oom_control")
+            if "memory" in controllers.split(",")
+            else ("/sys/fs/cgroup", "memory.events")
+        )
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        paths += [Path(base + group, name), Path(base, name)]
+    return paths

@@ -1,0 +1,62 @@
+"""The environment of the driver, and so of every process of Ray: what is named here, no more.
+
+A variable of the user's shell that steers Ray (RAY_ADDRESS, say) must not reach a run, and a run
+must leave nothing in the user's home.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from servewright_runtime.supervisor.processes import RUN_ID_VARIABLE
+from servewright_runtime.supervisor.rundir import RUN_DIR_VARIABLE, RunDir
+
+_PASSED = {
+    "PATH",
+    "LANG",
+    "TZ",
+    "VIRTUAL_ENV",
+    "LD_LIBRARY_PATH",
+    "LD_PRELOAD",  # sanitizers
+    "OMP_NUM_THREADS",
+}
+_PASSED_PREFIXES = ("SERVEWRIGHT_", "LC_", "ASAN_", "UBSAN_", "LSAN_")
+
+_RAY = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # read on Linux too: keeps all of Ray on loopback
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_memory_monitor_refresh_ms": "0",  # the kernel alone decides who is out of memory
+    "RAY_worker_niceness": "0",
+    "RAY_BACKEND_LOG_LEVEL": "warning",
+    "RAY_ROTATION_MAX_BYTES": "1000000",
+    "RAY_ROTATION_BACKUP_COUNT": "1",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # `uv run` would have it pack the working folder
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # one loop for Serve's few calls and ours
+    "SPT_NOENV": "1",  # Ray's process titles must not overwrite /proc/PID/environ
+}
+
+
+def driver_environment(base: Mapping[str, str], run: RunDir, run_id: str) -> dict[str, str]:
+    """`base` reduced, with the run's own values."""
+    kept = {
+        name: value
+        for name, value in base.items()
+        if name in _PASSED or name.startswith(_PASSED_PREFIXES)
+    }
+    if "PYTHONPATH" in base:
+        parts = base["PYTHONPATH"].split(os.pathsep)
+        kept["PYTHONPATH"] = os.pathsep.join(str(Path(part).absolute()) for part in parts)
+    return {
+        **kept,
+        **_RAY,
+        "PYTHONSAFEPATH": "1",  # no module is taken from the folder it happens to start in
+        "PYTHONUNBUFFERED": "1",
+        "RAY_AUTH_TOKEN_PATH": str(run.token_file),
+        "HOME": str(run.path),
+        "TMPDIR": str(run.path),
+        RUN_DIR_VARIABLE: str(run.path),
+        RUN_ID_VARIABLE: run_id,
+    }

@@ -1,0 +1,116 @@
+"""Finding, watching and ending the processes of one run, by /proc and pidfd alone.
+
+Ray's processes start sessions and change parents, so a process counts as the run's if it descends
+from the given one or carries the run's id in its environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import time
+from pathlib import Path
+
+RUN_ID_VARIABLE = "SERVEWRIGHT_RUN_ID"
+
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_SCAN_INTERVAL_S = 0.02
+
+
+def become_subreaper() -> None:
+    """Have orphaned descendants become children of this process, so that none gets out of sight."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+
+
+def reap_orphans(*, keep: int) -> None:
+    """Collect ended processes that were adopted as a subreaper; `keep` is left to its owner.
+
+    A child of our own session was started by other code of this process, which waits for it.
+    """
+    for pid, (_, parent, state, session) in _table().items():
+        if parent == os.getpid() and state == "Z" and pid != keep and session != os.getsid(0):
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+
+
+def reap_all() -> None:
+    """Collect every child, when all have ended: nothing stays behind, not even as a zombie."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
+
+
+def find(root: int, names: set[str]) -> dict[str, int]:
+    """Pids of live descendants of `root` by their command name, for those of `names` there are."""
+    table = _table()
+    found = {}
+    for pid in _descendants(root, table):
+        name, _, state, _ = table[pid]
+        if name in names and state != "Z":
+            found[name] = pid
+    return found
+
+
+def alive(run_id: str, root: int | None) -> list[int]:
+    """Live processes of the run, this one left out; `root`'s descendants are the run's too."""
+    table = _table()
+    mark = f"{RUN_ID_VARIABLE}={run_id}".encode()
+    own = set(_descendants(root, table)) if root is not None else set()
+    return [
+        pid
+        for pid, (_, _, state, _) in table.items()
+        if state not in "ZX" and pid != os.getpid() and (pid in own or _carries(pid, mark))
+    ]
+
+
+def kill_all(run_id: str, root: int | None, *, timeout_s: float = 5.0) -> list[int]:
+    """SIGKILL the run's processes until none is left. Returns those left after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while left := alive(run_id, root):
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            return left
+        time.sleep(_SCAN_INTERVAL_S)
+    return []
+
+
+def _table() -> dict[int, tuple[str, int, str, int]]:
+    """Of every process: command name, parent's pid, state letter, session."""
+    table = {}
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            stat = Path("/proc", entry, "stat").read_text(errors="replace")
+            # The name stands in parentheses and may itself hold spaces and parentheses.
+            head, _, tail = stat.rpartition(")")
+            state, parent, _group, session = tail.split()[:4]
+            table[int(entry)] = (head.partition("(")[2], int(parent), state, int(session))
+    return table
+
+
+def _descendants(root: int, table: dict[int, tuple[str, int, str, int]]) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for pid, (_, parent, _, _) in table.items():
+        children.setdefault(parent, []).append(pid)
+    found: list[int] = []
+    unseen = list(children.get(root, ()))
+    while unseen:
+        pid = unseen.pop()
+        found.append(pid)
+        unseen += children.get(pid, ())
+    return found
+
+
+def _carries(pid: int, mark: bytes) -> bool:
+    try:
+        return mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:  # it ended, or is another user's
+        return False

@@ -1,0 +1,104 @@
+"""The private folder of one run: sockets, Ray's files, the home of every child process.
+
+Nothing of a run lies elsewhere, so removing it removes all, and runs side by side do not meet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+from typing import IO
+
+from servewright_runtime.errors import StartError
+
+RUN_DIR_VARIABLE = "SERVEWRIGHT_RUN_DIR"
+
+_PREFIX = "servewright-run-"
+# Ray's longest socket, "ray/session_YYYY-MM-DD_HH-MM-SS_uuuuuu_PID/sockets/plasma_store", takes 72
+# of the 107 bytes that Linux allows the path of a socket.
+_LONGEST_PATH = 35
+
+
+class RunDir:
+    """A folder of mode 0700, locked while its supervisor lives."""
+
+    def __init__(self, path: Path, lock: IO[bytes] | None) -> None:
+        self.path = path
+        self._lock = lock
+
+    @classmethod
+    def create(cls) -> RunDir:
+        """A new one. Raises StartError where there is no room for it."""
+        root = tempfile.gettempdir()
+        if len(root) + 1 + len(_PREFIX) + 8 > _LONGEST_PATH:
+            root = "/tmp"  # noqa: S108 - the folder made in it is private
+        _sweep(Path(root))
+        try:
+            path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
+            lock = open(path / "lock", "wb")  # noqa: SIM115 - held until the process ends
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            run = cls(path, lock)
+            run.ray_dir.mkdir()
+            run.token_file.touch(mode=0o600)
+            run.token_file.write_text(secrets.token_hex(32))
+        except OSError as error:
+            raise StartError(
+                f"No private folder could be made in {root}: {error.strerror}; make room there or "
+                "set TMPDIR to a folder that can be written."
+            ) from error
+        return run
+
+    @classmethod
+    def from_environment(cls) -> RunDir:
+        """The run that this process belongs to."""
+        return cls(Path(os.environ[RUN_DIR_VARIABLE]), None)
+
+    @property
+    def control_socket(self) -> Path:
+        """Where the supervisor listens for driver and replica."""
+        return self.path / "control.sock"
+
+    @property
+    def replica_socket(self) -> Path:
+        """Where the replica answers HTTP for the supervisor alone."""
+        return self.path / "replica.sock"
+
+    @property
+    def models_file(self) -> Path:
+        """What is to be served, as `config.dump_models` writes it."""
+        return self.path / "models.json"
+
+    @property
+    def driver_output(self) -> Path:
+        """What the driver and Ray's libraries in it print."""
+        return self.path / "driver.log"
+
+    @property
+    def ray_dir(self) -> Path:
+        """Ray's session with its logs."""
+        return self.path / "ray"
+
+    @property
+    def token_file(self) -> Path:
+        """The secret that Ray's processes show each other."""
+        return self.path / "ray-token"
+
+    def remove(self) -> None:
+        """Delete it. Processes of the run must have ended."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _sweep(root: Path) -> None:
+    """Remove what runs left whose machine or every process was ended at once."""
+    for path in root.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if path.lstat().st_uid != os.getuid():
+                continue
+            with open(path / "lock", "rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
