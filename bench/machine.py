@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 from bench.servers import BenchFailed
@@ -94,6 +95,21 @@ def read_rate_gb_s(program: Path, *, threads: int, huge_pages: bool, seconds: fl
     words = [READ_BYTES, threads, int(huge_pages), seconds]
     median, _, _ = _output([str(program), *map(str, words)]).split()
     return float(median)
+
+
+def busy_share(seconds: float) -> float:
+    """Share of all cores' time that others took while this process slept, stolen time included."""
+    before = _cpu_times()
+    time.sleep(seconds)
+    total, idle = (b - a for a, b in zip(before, _cpu_times(), strict=True))
+    return 1 - idle / total
+
+
+def _cpu_times() -> tuple[int, int]:
+    """Ticks of all cores: in all, and idle ones."""
+    with open("/proc/stat") as f:
+        ticks = [int(word) for word in f.readline().split()[1:9]]  # user ... steal
+    return sum(ticks), ticks[3] + ticks[4]
 
 
 def _output(command: list[str]) -> str:

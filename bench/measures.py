@@ -15,7 +15,7 @@ from typing import Any
 from bench import machine
 from bench.client import Measured
 from bench.report import BARE, IN_PROCESS, MACHINE, OURS, RIVAL, Result
-from bench.rivals import LlamaCpp, bare_server, in_process, servewright_run
+from bench.rivals import Rival, bare_server, in_process, servewright_run
 from bench.servers import Server
 
 TOKENS_IN = TOKENS_OUT = 64
@@ -29,7 +29,7 @@ class Plan:
 
     model: Path
     words: list[int]  # token ids that prompts are made of
-    rival: LlamaCpp | None
+    rival: Rival | None
     threads: tuple[int, ...]  # counts for decode and prefill, ascending; servers take the last
     requests: dict[int, int]  # streams -> requests that each of them sends
     samples: int  # of decode and prefill in one repetition
@@ -82,8 +82,11 @@ def stolen_core(plan: Plan, result: Result, repeat: int) -> None:
 def serving(plan: Plan, result: Result, repeat: int) -> None:
     """The loads through HTTP, one server at a time, and the largest load without HTTP."""
     turns = [*_order(plan, repeat), BARE]
-    for who in turns if repeat % 2 == 0 else turns[::-1]:
-        with _server(plan, who) as server:
+    for who in turns:
+        server = _server(plan, who)
+        if server is None:
+            continue
+        with server:
             server.load(
                 plan.words,
                 streams=plan.most_streams,
@@ -145,7 +148,7 @@ def _throughput(plan: Plan, who: str, threads: int) -> dict[str, Any]:
     return plan.rival.throughput(plan.model, threads=threads, repeats=plan.samples)
 
 
-def _server(plan: Plan, who: str) -> Server:
+def _server(plan: Plan, who: str) -> Server | None:
     if who == OURS:
         return servewright_run(plan.model, threads=plan.most_threads, directory=plan.out)
     if who == BARE:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 from bench.servers import BenchFailed, Server, free_port
@@ -24,6 +25,19 @@ BUILT = ROOT / "bench" / "out" / "llama.cpp" / "bin"
 SLOTS = 16
 SLOT_TOKENS = 256
 TIMEOUT_S = 300
+
+
+class Rival(Protocol):
+    """An engine to measure beside ours."""
+
+    def version(self) -> str:
+        """What it says of itself."""
+
+    def throughput(self, model: Path, *, threads: int, repeats: int) -> dict[str, list[float]]:
+        """`decode` and `prefill` rates in tokens a second, a number a repetition."""
+
+    def serving(self, model: Path, *, threads: int, log: Path) -> Server | None:
+        """Its HTTP server, not yet started; None where it has none for many streams."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +59,7 @@ class LlamaCpp:
         """Its own measure of tg128 and pp512, tokens a second; it warms up by itself."""
         command = [str(self.bench), "-m", str(model), "-t", str(threads), "-r", str(repeats)]
         command += ["-p", "512", "-n", "128", "-o", "json"]
-        rows = json.loads(checked_output(command))
+        rows = json.loads(_checked_output(command))
         rates = {"prefill" if row["n_prompt"] else "decode": row["samples_ts"] for row in rows}
         assert rates.keys() == {"prefill", "decode"}
         return rates
@@ -60,11 +74,28 @@ class LlamaCpp:
         return Server("llama-server", command, port=port, model="bench", log=log, extra=extra)
 
 
-def find_llama_cpp() -> LlamaCpp | None:
-    """llama-bench and llama-server on the PATH, else where the build script puts them."""
+class LlamaPackage:
+    """llama.cpp inside the `llama_cpp` package, where its own programs are missing."""
+
+    def version(self) -> str:
+        """The package's; it does not tell llama.cpp's."""
+        return f"in llama-cpp-python {importlib.metadata.version('llama-cpp-python')}"
+
+    def throughput(self, model: Path, *, threads: int, repeats: int) -> dict[str, list[float]]:
+        """Decode and prefill rates, tokens a second."""
+        return _child("bench.llama_package", model, threads=threads, repeats=repeats)
+
+    def serving(self, model: Path, *, threads: int, log: Path) -> None:
+        """Its server takes one request at a time."""
+
+
+def find_rival() -> Rival | None:
+    """llama.cpp's programs on the PATH, else as built by the script, else in the package."""
     path = os.pathsep.join([os.environ.get("PATH", ""), str(BUILT)])
     bench, server = shutil.which("llama-bench", path=path), shutil.which("llama-server", path=path)
-    return LlamaCpp(Path(bench), Path(server)) if bench and server else None
+    if bench and server:
+        return LlamaCpp(Path(bench), Path(server))
+    return LlamaPackage() if importlib.util.find_spec("llama_cpp") else None
 
 
 def servewright_run(model: Path, *, threads: int, directory: Path) -> Server:
@@ -102,10 +133,14 @@ def _write_manifest(model: Path, threads: int, directory: Path) -> Path:
 
 def in_process(what: str, model: Path, **options: int) -> dict[str, Any]:
     """Run bench/inprocess.py in a process of its own and return what it printed."""
-    command = [sys.executable, "-m", "bench.inprocess", what, str(model)]
+    return _child("bench.inprocess", what, model, **options)
+
+
+def _child(module: str, *words: object, **options: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", module, *map(str, words)]
     for name, value in options.items():
         command += [f"--{name}", str(value)]
-    result: dict[str, Any] = json.loads(checked_output(command, env=package_env()))
+    result: dict[str, Any] = json.loads(_checked_output(command))
     return result
 
 
@@ -115,10 +150,16 @@ def package_env() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
 
 
-def checked_output(command: list[str], env: Mapping[str, str] | None = None) -> str:
+def _checked_output(command: list[str]) -> str:
     """The command's stdout; BenchFailed with what it said where it fails."""
     done = subprocess.run(
-        command, capture_output=True, text=True, env=env, cwd=ROOT, timeout=TIMEOUT_S, check=False
+        command,
+        capture_output=True,
+        text=True,
+        env=package_env(),
+        cwd=ROOT,
+        timeout=TIMEOUT_S,
+        check=False,
     )
     if done.returncode != 0:
         raise BenchFailed(

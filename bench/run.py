@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "operator"), str(ROOT / "runtime"), str(RO
 from bench import machine, measures, report  # noqa: E402
 from bench.model import example_model, requantised, word_tokens  # noqa: E402
 from bench.report import Result  # noqa: E402
-from bench.rivals import find_llama_cpp  # noqa: E402
+from bench.rivals import find_rival  # noqa: E402
 from bench.servers import BenchFailed  # noqa: E402
 
 from support.tiny import make_large_gguf  # noqa: E402
@@ -30,6 +30,8 @@ from support.tiny import make_large_gguf  # noqa: E402
 EXAMPLE = ROOT / "examples" / "01-smollm2.yaml"
 DOCS = ROOT / "docs" / "performance.md"
 LARGE_BYTES = 500_000_000
+# Above this share of all cores, other work is worth a note.
+QUIET_SHARE = 0.03
 # Streams -> requests of each: enough that a load takes some seconds.
 FULL = {1: 12, 4: 8, 16: 4}
 QUICK = {1: 4, 4: 3, 16: 2}
@@ -77,7 +79,7 @@ def _plan(args: argparse.Namespace) -> measures.Plan:
     return measures.Plan(
         model=model,
         words=word_tokens(model),
-        rival=find_llama_cpp(),
+        rival=find_rival(),
         threads=tuple(sorted({1, args.threads})),
         requests=QUICK if args.quick else FULL,
         samples=1 if args.quick else 2,
@@ -109,6 +111,9 @@ def _empty_result(plan: measures.Plan, repeats: int) -> Result:
             "llama-bench and llama-server were neither on the PATH nor built by "
             "hack/build-llama-cpp.sh, so nothing is compared."
         )
+    busy = machine.busy_share(1.0)
+    if busy > QUIET_SHARE:
+        result.notes.append(f"Other work took {busy:.0%} of all cores when this began.")
     return result
 
 
