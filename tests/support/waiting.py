@@ -1,0 +1,19 @@
+"""Waiting for a condition, with a bound."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+TIMEOUT_S = 30.0
+INTERVAL_S = 0.01
+
+
+def eventually(
+    condition: Callable[[], bool], *, timeout_s: float = TIMEOUT_S, interval_s: float = INTERVAL_S
+) -> None:
+    """Return once `condition` holds; AssertionError when it does not within `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not so within {timeout_s} s"
+        time.sleep(interval_s)
