@@ -41,7 +41,7 @@ check-gen: $(STAMP)  ## fail if a generated file differs from what would be gene
 	$(BIN)/python hack/gen.py --check
 
 bench: $(STAMP)  ## measure this engine beside llama.cpp, one table
-	$(BIN)/python -m bench $(ARGS)
+	$(BIN)/python bench/run.py $(ARGS)
 
 fuzz: $(STAMP)  ## the property tests for longer, with new random seeds
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/pytest -m fuzz --timeout 3600 $(ARGS)

@@ -38,7 +38,14 @@ _KINDS = {
 
 def field_path(loc: Sequence[int | str]) -> str:
     """("spec", "engine", "threads") as "spec.engine.threads"."""
-    return ".".join(str(part) for part in loc if part != "[key]")
+    return ".".join(plain(part) for part in loc if part != "[key]")
+
+
+def plain(value: object) -> str:
+    """Text that may hold anything, in a form that keeps a message on one short line."""
+    text = str(value)
+    line = text if text.isprintable() else ascii(text)
+    return line if len(line) <= 80 else f"{line[:77]}..."
 
 
 def sentence(error: ErrorDetails) -> str:
@@ -78,8 +85,7 @@ def shown(value: object) -> str:
         return "a mapping"
     if isinstance(value, list):
         return "a list"
-    text = json.dumps(value, ensure_ascii=False, default=repr)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return plain(json.dumps(value, ensure_ascii=False, default=repr))
 
 
 def _unknown_field(loc: Sequence[int | str]) -> str:

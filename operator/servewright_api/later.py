@@ -29,6 +29,4 @@ LATER_FIELDS = frozenset(
 
 LATER_SCHEMES = frozenset({"hf", "s3", "pvc"})
 
-LATER_FORMATS = frozenset(
-    {"safetensors", "onnx", "skops", "keras", "torchscript", "xgboost", "lightgbm"}
-)
+LATER_FORMATS = ("safetensors", "onnx", "skops", "keras", "torchscript", "xgboost", "lightgbm")

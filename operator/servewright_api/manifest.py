@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from servewright_api.documents import MAX_BYTES, Document, DocumentError, read_documents
-from servewright_api.explain import field_path, sentence, shown
+from servewright_api.explain import field_path, plain, sentence, shown
 from servewright_api.modelservice import API_VERSION, GROUP, KIND, ModelService
 from servewright_api.overrides import Override
 from servewright_api.rules import broken_rules
@@ -140,15 +140,8 @@ def _who(document: Document) -> str:
     ):
         return number
     namespace = metadata.get("namespace", "default")
-    title = f"{KIND} {shown_name(namespace)}/{shown_name(name)}"
+    title = f"{KIND} {plain(namespace)}/{plain(name)}"
     return title if document.count == 1 else f"{number}, {title}"
-
-
-def shown_name(name: object) -> str:
-    """A name that may not be valid, in a form that keeps a message on one line."""
-    text = str(name)
-    plain = text if text.isprintable() else ascii(text)
-    return plain if len(plain) <= 80 else f"{plain[:77]}..."
 
 
 def _read(path: Path) -> bytes:
