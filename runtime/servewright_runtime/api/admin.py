@@ -5,7 +5,7 @@ Takes plain callables, so it can answer from the first moment on, before there i
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from starlette.applications import Starlette
@@ -24,12 +24,10 @@ def build_admin(
     readyz: Callable[[], str | None],
     state: Callable[[], dict[str, Any]],
     metrics: Callable[[], bytes],
-    drain: Callable[[], Awaitable[None]],
 ) -> Starlette:
-    """GET /livez /readyz /state /metrics and POST /drain.
+    """GET /livez /readyz /state /metrics.
 
-    livez, readyz: None is yes; a sentence is no (503), and why. drain: begins to drain and
-    returns at once; how far it is, `state` tells.
+    livez, readyz: None is yes; a sentence is no (503), and why.
     """
 
     async def get_livez(request: Request) -> Response:
@@ -44,17 +42,12 @@ def build_admin(
     async def get_metrics(request: Request) -> Response:
         return Response(metrics(), media_type=METRICS_TYPE)
 
-    async def post_drain(request: Request) -> Response:
-        await drain()
-        return Response(status_code=202)
-
     return Starlette(
         routes=[
             Route("/livez", get_livez),
             Route("/readyz", get_readyz),
             Route("/state", get_state),
             Route("/metrics", get_metrics),
-            Route("/drain", post_drain, methods=["POST"]),
         ]
     )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import logging
 import socket
 import time
@@ -77,7 +78,6 @@ class Host:
             readyz=lambda: unhealthy(self._served, self._state),
             state=self.state,
             metrics=self._metrics.render,
-            drain=self.drain,
         )
         self._admin = HttpServer(app, listener)
         await self._admin.start()
@@ -104,10 +104,14 @@ class Host:
         self._main = HttpServer(app, listener, guarded_protocol(Guards(), revisions))
         await self._main.start()
         self._phase = Phase.READY
+        # Weights, tables and modules live as long as the process: collecting garbage among them
+        # would only stop requests.
+        gc.collect()
+        gc.freeze()
         cold_start = {"load": loaded_at - started, "warm": time.monotonic() - loaded_at}
         self._tell("ready", cold_start=cold_start)
 
-    async def drain(self, linger_s: float = 0.0) -> None:
+    async def drain(self, linger_s: float) -> None:
         """Serve on for `linger_s`, asking clients to go; then only finish what is in flight."""
         self._phase = Phase.DRAINING
         self._state.draining = True

@@ -57,15 +57,16 @@ def find(root: int, names: set[str]) -> dict[str, int]:
 
 
 def alive(run_id: str, root: int | None) -> list[int]:
-    """Live processes of the run, this one left out; `root`'s descendants are the run's too."""
+    """Live processes of the run, this one left out.
+
+    root: its descendants are the run's, whatever their environment. A process that carries the
+    run's id brings its descendants with it.
+    """
     table = _table()
     mark = f"{RUN_ID_VARIABLE}={run_id}".encode()
-    own = set(_descendants(root, table)) if root is not None else set()
-    return [
-        pid
-        for pid, (_, _, state, _) in table.items()
-        if state not in "ZX" and pid != os.getpid() and (pid in own or _carries(pid, mark))
-    ]
+    roots = {pid for pid in table if _carries(pid, mark)}
+    own = {pid for start in roots | {root or 0} - {0} for pid in _descendants(start, table)} | roots
+    return [pid for pid in own if table[pid][2] not in "ZX" and pid != os.getpid()]
 
 
 def kill_all(run_id: str, root: int | None, *, timeout_s: float = 5.0) -> list[int]:

@@ -26,9 +26,9 @@ from servewright_runtime.config import ReplicaModel, dump_models
 from servewright_runtime.errors import ServewrightError
 from servewright_runtime.supervisor import ports, processes
 from servewright_runtime.supervisor.admin import JSON, Answer, Handler, serve_admin
-from servewright_runtime.supervisor.asking import ask_tcp, ask_unix
 from servewright_runtime.supervisor.children import Children
 from servewright_runtime.supervisor.ending import OUT_OF_MEMORY, Ending, oom_kills
+from servewright_runtime.supervisor.health import Health
 from servewright_runtime.supervisor.link import Message
 from servewright_runtime.supervisor.phases import Phase
 from servewright_runtime.supervisor.rundir import RunDir
@@ -37,9 +37,6 @@ log = logging.getLogger(__name__)
 
 # Ray needs 4 s on an idle machine of two cores; this is for one that is not idle.
 _START_TIMEOUT_S = 180.0
-_POLL_INTERVAL_S = 2.0
-_POLL_TIMEOUT_S = 5.0
-_POLL_FAILURES = 3  # in a row, until the run is ended
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _SAME_SIGNAL_S = 0.5
 _GRACE_S = 0.3  # for the last words of a process that has just died, and for the cgroup's count
@@ -102,6 +99,7 @@ class Supervisor:
         self._main_listener = main
         self._admin_listener = admin
         self._url, self._address = ports.url(main), ports.loopback_of(main)
+        self._health = Health(run.replica_socket)
         self._children = Children(run, secrets.token_hex(8), self._heard, self._lost)
         self._phase = Phase.FETCHING
         self._fraction: float | None = None
@@ -109,7 +107,7 @@ class Supervisor:
         self._cold_start: dict[str, float] = {}
         self._serve_status: Any = None
         self._dead: list[str] = []
-        self._has_models = self._has_replica = False
+        self._has_models = False
         self._stop_asked_at = 0.0
         self._drained = asyncio.Event()
         self._ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
@@ -131,7 +129,7 @@ class Supervisor:
             thread = threading.Thread(target=self._prepare_models, args=(loop,), daemon=True)
             thread.start()
             self._spawn(self._limit_start())
-            self._spawn(self._poll())
+            self._spawn(self._watch_health())
             return await self._ended
         finally:
             for task in self._tasks:
@@ -152,7 +150,11 @@ class Supervisor:
             self._end(Ending(1, "InternalError", f"The supervisor failed: {error!r}."))
 
     def _end(self, ending: Ending) -> None:
-        """The first ending counts."""
+        """The first ending counts. A lack of memory is the cause of whatever else it looks like."""
+        killed = (oom_kills() or 0) - (self._oom_kills_before or 0)
+        if ending.exit_code == 1 and killed > 0:
+            message = f"Out of memory: the kernel killed {killed} process(es). {ending.message}"
+            ending = Ending(OUT_OF_MEMORY, "OutOfMemory", message)
         if not self._ended.done():
             self._ended.set_result(ending)
 
@@ -165,7 +167,7 @@ class Supervisor:
     # Start
 
     def _prepare_models(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Fetch, in a thread. It is a daemon: a run that is stopped does not wait for a download."""
+        """Fetch, in a daemon thread: a run that is stopped does not wait for a download."""
         try:
             act = functools.partial(self._take_models, self._prepare())
         except ServewrightError as error:
@@ -187,12 +189,12 @@ class Supervisor:
 
     def _hand_over(self) -> None:
         """Once there are both models and replica: tell it to serve, on the port held for it."""
-        if self._has_models and self._has_replica:
+        if self._has_models and self._health.has_replica:
             self._children.send("replica", "serve", files=(self._main_listener.fileno(),))
 
     async def _limit_start(self) -> None:
         await asyncio.sleep(_START_TIMEOUT_S)
-        if not self._has_replica:
+        if not self._health.has_replica:
             message = f"Ray did not start a replica within {_START_TIMEOUT_S:.0f} s."
             self._end(Ending(1, "StartTimedOut", message))
 
@@ -201,7 +203,7 @@ class Supervisor:
     def _heard(self, role: str, message: Message) -> None:
         match message["event"]:
             case "hello" if role == "replica":
-                self._has_replica = True
+                self._health.has_replica = True
                 self._children.watch_by_command(_RAY_PROCESSES)
                 self._hand_over()
             case "progress" if self._phase is not Phase.DRAINING:
@@ -225,6 +227,7 @@ class Supervisor:
         start = whole - sum(parts.values())
         self._cold_start = {"fetch": parts.pop("fetch"), "start": start, **parts}
         if self._phase is not Phase.DRAINING:
+            self._health.port = self._address
             self._enter(Phase.READY)
             log.info("ready", extra={"url": self._url, "cold_start_s": round(whole, 3)})
             self._audience.on_ready(self._url)
@@ -240,68 +243,27 @@ class Supervisor:
         if (code := self._children.driver_exit_code()) is not None:
             output = self._children.driver_output()
             log.error("driver ended", extra={"code": code, "output": output})
-        killed = (oom_kills() or 0) - (self._oom_kills_before or 0)
         first, *others = self._dead  # in the order of their ends: the first is the cause
-        dead = f"{first} ended" + (f", then {', '.join(others)}" if others else "")
-        if killed > 0:
-            message = f"Out of memory: the kernel killed {killed} process(es); {dead}."
-            self._end(Ending(OUT_OF_MEMORY, "OutOfMemory", message))
-        else:
-            self._end(Ending(1, "ProcessDied", f"Unexpectedly the {dead}."))
+        then = f"; with it the {', '.join(others)}" if others else ""
+        self._end(Ending(1, "ProcessDied", f"The {first} ended unexpectedly{then}."))
 
     # Health
 
-    async def _poll(self) -> None:
-        """End the run when a restart would help and nothing else would."""
-        failures = 0
-        while True:
-            await asyncio.sleep(_POLL_INTERVAL_S)
-            self._children.reap()
-            answer = await self._livez()
-            failures = 0 if answer.status == 200 else failures + 1
-            if failures == _POLL_FAILURES:
-                why = answer.body.decode(errors="replace").strip()
-                message = f"The replica failed {failures} health checks in a row: {why}"
-                self._end(Ending(1, "NotAlive", message))
-
-    async def _livez(self) -> Answer:
-        if not self._has_replica:
-            return Answer(200, b"starting\n")
-        try:
-            answer = await self._ask("/livez")
-            if answer.status == 200 and self._phase is Phase.READY:
-                host, port = self._address
-                health = await ask_tcp(host, port, "/health", timeout_s=_POLL_TIMEOUT_S)
-                if health.status not in (200, 503):  # 503: it drains
-                    return Answer(503, b"/health answered %d\n" % health.status)
-        except TimeoutError:
-            return Answer(503, b"no answer within %d s\n" % _POLL_TIMEOUT_S)
-        except OSError as error:
-            return Answer(503, f"not reached: {error}\n".encode())
-        return answer
-
-    async def _ask(self, target: str) -> Answer:
-        return await ask_unix(self._run.replica_socket, target, timeout_s=_POLL_TIMEOUT_S)
+    async def _watch_health(self) -> None:
+        why = await self._health.watch(self._children.reap)
+        self._end(Ending(1, "NotAlive", f"The replica failed its health checks: {why}"))
 
     async def _readyz(self) -> Answer:
         if self._phase is not Phase.READY:
             return Answer(503, f"{self._phase.value}\n".encode())
-        try:
-            return await self._ask("/readyz")
-        except (OSError, TimeoutError) as error:
-            return Answer(503, f"not reached: {error}\n".encode())
-
-    async def _metrics(self) -> Answer:
-        try:
-            return await self._ask("/metrics")
-        except (OSError, TimeoutError) as error:
-            return Answer(503, f"The replica has no metrics yet: {error}\n".encode())
+        return await self._health.ask("/readyz")
 
     async def _state(self) -> Answer:
         """What is known here, with the replica's own state inside."""
         state: dict[str, Any] = {}
-        with contextlib.suppress(OSError, TimeoutError, ValueError):
-            state = json.loads((await self._ask("/state")).body)
+        answer = await self._health.ask("/state")
+        if answer.status == 200:
+            state = json.loads(answer.body)
         state |= {
             "phase": self._phase.value,
             "fraction": self._fraction,
@@ -313,10 +275,10 @@ class Supervisor:
 
     def _routes(self) -> dict[str, Handler]:
         return {
-            "/livez": self._livez,
+            "/livez": self._health.livez,
             "/readyz": self._readyz,
             "/state": self._state,
-            "/metrics": self._metrics,
+            "/metrics": functools.partial(self._health.ask, "/metrics"),
         }
 
     # Stop
@@ -325,6 +287,7 @@ class Supervisor:
         now = time.monotonic()
         if self._phase is Phase.READY:
             self._stop_asked_at = now
+            self._health.port = None
             self._enter(Phase.DRAINING)
             self._spawn(self._drain())
         elif self._phase is not Phase.DRAINING:
