@@ -1,0 +1,41 @@
+// What Python sees of the kernels: a list, no logic. Faces and docstrings for people are in
+// runtime/servewright_runtime/native.py.
+#include <pybind11/pybind11.h>
+
+#include "convert.h"
+#include "ops.h"
+
+namespace sw = servewright;
+namespace py = pybind11;
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "Fused Llama step on the CPU.";
+
+  m.def("variants", &sw::variants, "(name, is_runnable) of every variant built, best first.");
+  m.def("unfit", &sw::unfit_config, py::arg("config"),
+        "Why the kernels cannot run a LlamaConfig, or an empty string.");
+
+  py::class_<sw::Runner>(m, "Runner", "A model's weights and KV cache.")
+      .def(py::init(&sw::make_runner), py::arg("config"), py::arg("num_blocks"), py::arg("threads"),
+           py::arg("variant"))
+      .def("load", &sw::load_rows, py::arg("name"), py::arg("tensor_type"), py::arg("first_row"),
+           py::arg("rows"), "Pack GGUF rows, uint8 [rows, row_bytes].")
+      .def("seal", &sw::Runner::seal, "All tensors are loaded.")
+      .def("step", &sw::run_step, py::arg("batch"),
+           "Run a StepBatch: (token_ids, logprobs, top_ids, top_logprobs, finite, logits).")
+      .def("close", &sw::Runner::close, py::call_guard<py::gil_scoped_release>(),
+           "Free weights and cache.")
+      .def_property_readonly("weights_bytes", &sw::Runner::weights_bytes);
+
+  // Single ops, for tests against float64.
+  m.def("project", &sw::op_project, py::arg("variant"), py::arg("tensor_type"), py::arg("rows"),
+        py::arg("x"), "x [tokens, cols] float32 times packed GGUF rows: [tokens, rows] float32.");
+  m.def("dequantise", &sw::op_dequantise, py::arg("variant"), py::arg("tensor_type"),
+        py::arg("rows"), py::arg("cols"), "GGUF rows packed and unpacked: [rows, cols] float32.");
+  m.def("quantise", &sw::op_quantise, py::arg("variant"), py::arg("x"), py::arg("weight"),
+        py::arg("eps"), "x [tokens, cols], normed if weight is given: (q, scales, sums).");
+  m.def("exponentials", &sw::op_exponentials, py::arg("variant"), py::arg("x"),
+        py::arg("temperature"), "exp((x - max(x)) / temperature), float64.");
+  m.def("scan", &sw::op_scan, py::arg("variant"), py::arg("x"), "(max, argmax, is_finite).");
+  m.def("uniform", &sw::uniform, py::arg("seed"), py::arg("draw"), "A number in [0, 1).");
+}

@@ -1,0 +1,229 @@
+// Projections y = W x of packed weights, and what is fused behind them.
+//
+//   Q4_0, Q8_0:  y = sum_b (scale_w[b] * scale_x[b]) * dot_b       dot_b exact in int32
+//   Q4_1:        y = sum_b (scale_w[b] * scale_x[b]) * dot_b + min_w[b] * scaled_sum_x[b]
+//   floats:      y = sum_k w[k] * x[k]
+// each a chain of fused multiply-adds in float in ascending order, whatever the number of tokens:
+// a token's result has the same bits alone and in any batch. |error| <= (2 blocks + 2) 2^-24
+// sum|terms| (floats: columns for 2 blocks).
+//
+// Behind them: RoPE, the KV cache and the scaling of q (qkv); the residual (project); SwiGLU and
+// the quantised input of the next projection (gate_up). Weights are read once a call and token tile
+// from L1, where a group stays over all tiles: rows * cols * bytes/weight from memory a call.
+#pragma once
+#include "dots.h"
+
+namespace {
+
+using servewright::GateUpArgs;
+using servewright::KV_POSITIONS;
+using servewright::KvLayer;
+using servewright::Matrix;
+using servewright::ProjectArgs;
+using servewright::QkvArgs;
+using servewright::TensorType;
+
+// Bytes ahead of the weight stream: about 100 ns of one core's read rate (27 GB/s).
+constexpr int PREFETCH_BYTES = 2048;
+
+SW_INLINE void prefetch(const uint8_t* p, int bytes) {
+  for (int i = 0; i < bytes; i += 64)
+    _mm_prefetch((const char*)p + PREFETCH_BYTES + i, _MM_HINT_T0);
+}
+
+// out[m * LANES + row], a group of LANES rows times M tokens.
+template <int M, TensorType TYPE>
+void quantised_tile(const uint8_t* w, const uint8_t* a, int cols, float* out) {
+  constexpr bool has_min = TYPE == servewright::Q4_1;
+  constexpr int scale_bytes = LANES * 2 * (has_min ? 2 : 1);
+  constexpr int weight_bytes = LANES * (TYPE == servewright::Q8_0 ? 32 : 16);
+  F sums[M];
+  for (int m = 0; m < M; ++m) sums[m] = F{};
+  for (int b = 0; b < cols / BLOCK; ++b) {
+    prefetch(w, scale_bytes + weight_bytes);
+    const F scale = load_half((const uint16_t*)w);
+    I dots[M];
+    if (TYPE == servewright::Q8_0)
+      dots_8<M>(w + scale_bytes, a, dots);
+    else
+      dots_u4<M, TYPE == servewright::Q4_0>(w + scale_bytes, a, dots);
+    const uint8_t* scales = a + M * BLOCK;
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      const F both = scale * load_float(scales + 4 * m);
+      sums[m] = fma(__builtin_convertvector(dots[m], F), both, sums[m]);
+    }
+    if (has_min) {
+      const F min = load_half((const uint16_t*)w + LANES);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m)
+        sums[m] = fma(min, all(load_float(scales + 4 * (2 * M + m))), sums[m]);
+    }
+    w += scale_bytes + weight_bytes;
+    a += M * ACTIVATION_BYTES;
+  }
+  for (int m = 0; m < M; ++m) store(out + m * LANES, sums[m]);
+}
+
+template <int M, TensorType TYPE>
+void float_tile(const uint8_t* w, const uint8_t* a, int cols, float* out) {
+  const float* x = (const float*)a;
+  F sums[M];
+  for (int m = 0; m < M; ++m) sums[m] = F{};
+  for (int k = 0; k < cols; ++k) {
+    F v;
+    if (TYPE == servewright::F32)
+      v = load<F>(w);
+    else if (TYPE == servewright::F16)
+      v = load_half((const uint16_t*)w);
+    else
+      v = load_bfloat((const uint16_t*)w);
+    prefetch(w, 1);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) sums[m] = fma(v, all(x[m]), sums[m]);
+    w += LANES * (TYPE == servewright::F32 ? 4 : 2);
+    x += M;
+  }
+  for (int m = 0; m < M; ++m) store(out + m * LANES, sums[m]);
+}
+
+typedef void (*TileFunction)(const uint8_t* w, const uint8_t* a, int cols, float* out);
+
+template <TensorType TYPE, bool FLOAT>
+TileFunction tile_function(int tokens) {
+#define SW_TILE(M) \
+  case M:          \
+    return FLOAT ? float_tile<M, TYPE> : quantised_tile<M, TYPE>;
+  switch (tokens) {
+    SW_TILE(1)
+    SW_TILE(2)
+    SW_TILE(3)
+#if defined(SW_AVX512)
+    SW_TILE(4)
+    SW_TILE(5)
+    SW_TILE(6)
+    SW_TILE(7)
+#endif
+  }
+#undef SW_TILE
+  return FLOAT ? float_tile<TILE, TYPE> : quantised_tile<TILE, TYPE>;
+}
+
+SW_INLINE bool is_float(TensorType type) {
+  return type == servewright::F32 || type == servewright::F16 || type == servewright::BF16;
+}
+
+TileFunction tile_function(TensorType type, int tokens) {
+  switch (type) {
+    case servewright::F32:
+      return tile_function<servewright::F32, true>(tokens);
+    case servewright::F16:
+      return tile_function<servewright::F16, true>(tokens);
+    case servewright::BF16:
+      return tile_function<servewright::BF16, true>(tokens);
+    case servewright::Q8_0:
+      return tile_function<servewright::Q8_0, false>(tokens);
+    case servewright::Q4_0:
+      return tile_function<servewright::Q4_0, false>(tokens);
+    default:
+      return tile_function<servewright::Q4_1, false>(tokens);
+  }
+}
+
+struct Tile {
+  alignas(64) float values[TILE * LANES];  // [token][row]
+  inline __attribute__((always_inline)) F row(int m) const { return load<F>(values + m * LANES); }
+};
+
+SW_INLINE void compute_tile(const Matrix& w, int group, const Activations& a, int tile,
+                            TileFunction f, Tile* out) {
+  const uint8_t* x = is_float(w.type) ? (const uint8_t*)tile_f32(a, tile) : tile_q8(a, tile);
+  f(w.data + group * w.group_bytes, x, w.cols, out->values);
+}
+
+SW_INLINE int groups(const Matrix& w) { return (w.rows + LANES - 1) / LANES; }
+
+// Each (group, tile) of a range, the group outside: its weights stay in L1.
+template <class Epilogue>
+SW_INLINE void each_tile(const Matrix& w, const Activations& a, int begin, int end, int tile_begin,
+                         int tile_end, const Epilogue& epilogue) {
+  Tile tile;
+  for (int g = begin; g < end; ++g)
+    for (int t = tile_begin; t < tile_end; ++t) {
+      const int tokens = tile_tokens(a, t);
+      compute_tile(w, g, a, t, tile_function(w.type, tokens), &tile);
+      epilogue(g * LANES, t * TILE, tokens, tile);
+    }
+}
+
+void project(const ProjectArgs& args, int begin, int end, int tile_begin, int tile_end) {
+  each_tile(args.w, args.in, begin, end, tile_begin, tile_end,
+            [&](int row, int token, int tokens, const Tile& tile) {
+              for (int m = 0; m < tokens; ++m) {
+                float* out = args.out + (size_t)(token + m) * args.out_stride + row;
+                store(out, args.accumulate ? load<F>(out) + tile.row(m) : tile.row(m));
+              }
+            });
+}
+
+SW_INLINE F rotate(const QkvArgs& args, int token, int dim, F x) {
+  const size_t at = (size_t)token * args.kv.head_dim + dim;
+  return fma(swap_pairs(x), load<F>(args.sines + at), x * load<F>(args.cosines + at));
+}
+
+SW_INLINE uint16_t* kv_block(const KvLayer& kv, int32_t block, int head) {
+  return kv.base + (size_t)block * kv.block_stride + (size_t)head * 2 * KV_POSITIONS * kv.head_dim;
+}
+
+void qkv(const QkvArgs& args, int begin, int end, int tile_begin, int tile_end) {
+  const int dim = args.kv.head_dim, q_end = groups(args.q), k_end = q_end + groups(args.k);
+  const auto part = [](int x, int low, int high) { return x < low ? low : (x > high ? high : x); };
+  each_tile(args.q, args.in, part(begin, 0, q_end), part(end, 0, q_end), tile_begin, tile_end,
+            [&](int row, int token, int tokens, const Tile& tile) {
+              for (int m = 0; m < tokens; ++m)
+                store(args.q_out + (size_t)(token + m) * args.q.rows + row,
+                      rotate(args, token + m, row % dim, tile.row(m)) * args.q_scale);
+            });
+  each_tile(args.k, args.in, part(begin, q_end, k_end) - q_end, part(end, q_end, k_end) - q_end,
+            tile_begin, tile_end, [&](int row, int token, int tokens, const Tile& tile) {
+              for (int m = 0; m < tokens; ++m) {
+                const int t = token + m, d = row % dim;
+                uint16_t half[LANES];
+                store(half, to_half(rotate(args, t, d, tile.row(m))));
+                uint16_t* k = kv_block(args.kv, args.kv_blocks[t], row / dim) + args.kv_slots[t];
+                for (int i = 0; i < LANES; ++i) k[(d + i) * KV_POSITIONS] = half[i];
+              }
+            });
+  each_tile(args.v, args.in, part(begin, k_end, end) - k_end, part(end, k_end, end) - k_end,
+            tile_begin, tile_end, [&](int row, int token, int tokens, const Tile& tile) {
+              for (int m = 0; m < tokens; ++m) {
+                const int t = token + m;
+                uint16_t* v = kv_block(args.kv, args.kv_blocks[t], row / dim) + KV_POSITIONS * dim;
+                store(v + args.kv_slots[t] * dim + row % dim, to_half(tile.row(m)));
+              }
+            });
+}
+
+SW_INLINE F silu(F x) { return x / (exponential(-x) + 1.0f); }
+
+// A unit is 32 rows: a whole block of the next projection's input.
+void gate_up(const GateUpArgs& args, int begin, int end, int tile_begin, int tile_end) {
+  Tile gate[VECTORS], up[VECTORS];
+  for (int unit = begin; unit < end; ++unit)
+    for (int t = tile_begin; t < tile_end; ++t) {
+      const int tokens = tile_tokens(args.in, t);
+      const TileFunction gate_tile = tile_function(args.gate.type, tokens);
+      const TileFunction up_tile = tile_function(args.up.type, tokens);
+      for (int v = 0; v < VECTORS; ++v) {
+        compute_tile(args.gate, unit * VECTORS + v, args.in, t, gate_tile, &gate[v]);
+        compute_tile(args.up, unit * VECTORS + v, args.in, t, up_tile, &up[v]);
+      }
+      for (int m = 0; m < tokens; ++m) {
+        F x[VECTORS];
+        for (int v = 0; v < VECTORS; ++v) x[v] = silu(gate[v].row(m)) * up[v].row(m);
+        store_activation_block(args.out, t * TILE + m, unit, x);
+      }
+    }
+}
+
+}  // namespace

@@ -1,0 +1,103 @@
+// Rows of floats to activations (layout: Activations in common/kernels.h), with or without RMSNorm.
+//
+//   q[i] = round(x[i] * 127 / max|x|),  scale = max|x| / 127,  a block of 32 at a time
+//   |x[i] - scale q[i]| <= scale / 2 (1 + 2^-20)
+//
+// A block that holds NaN or infinity gets such a scale, so that the logits of its token say so.
+// Norm sums in float over LANES partial sums and then by halves: relative error of the mean square
+// below cols / LANES * 2^-24. Bytes: reads 4 cols (and the weight), writes 1.4 cols a token.
+#pragma once
+#include "simd.h"
+
+namespace {
+
+using servewright::ACTIVATION_BYTES;
+using servewright::Activations;
+using servewright::BLOCK;
+using servewright::NormArgs;
+
+constexpr int VECTORS = BLOCK / LANES;  // of a block
+
+// Tokens of an activation tile: the accumulators that fit the registers beside the weights.
+#if defined(SW_AVX512)
+constexpr int TILE = 8;  // 8 accumulators, 8 weights, scale and temporaries of 32 registers
+#else
+constexpr int TILE = 4;  // 4 accumulators, 4 int16 sums, 2 weights and temporaries of 16
+#endif
+
+SW_INLINE int tile_tokens(const Activations& a, int tile) {
+  const int rest = a.tokens - tile * TILE;
+  return rest < TILE ? rest : TILE;
+}
+SW_INLINE uint8_t* tile_q8(const Activations& a, int tile) {
+  return a.q8 + (size_t)tile * TILE * (a.cols / BLOCK) * ACTIVATION_BYTES;
+}
+SW_INLINE float* tile_f32(const Activations& a, int tile) {
+  return a.f32 + (size_t)tile * TILE * a.cols;
+}
+
+// Block `block` of `token`: x[0..31] in VECTORS vectors.
+SW_INLINE void store_activation_block(const Activations& a, int token, int block, const F* x) {
+  const int tile = token / TILE, m = token - tile * TILE, tokens = tile_tokens(a, tile);
+  if (a.f32) {
+    float* out = tile_f32(a, tile) + (size_t)block * BLOCK * tokens + m;
+    float values[BLOCK];
+    for (int v = 0; v < VECTORS; ++v) store(values + v * LANES, x[v]);
+    for (int i = 0; i < BLOCK; ++i) out[i * tokens] = values[i];
+  }
+  if (a.q8) {
+    uint8_t* out = tile_q8(a, tile) + (size_t)block * tokens * ACTIVATION_BYTES;
+    // As integers, magnitudes order like the floats, and NaN is above infinity: it survives.
+    I magnitude = (I)x[0] & 0x7fffffff;
+    for (int v = 1; v < VECTORS; ++v) {
+      const I next = (I)x[v] & 0x7fffffff;
+      magnitude = magnitude > next ? magnitude : next;
+    }
+    const int32_t bits = largest(magnitude);
+    const float most = load_float(&bits);
+    const float scale = most / 127.0f;
+    const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
+    I sums = {};
+    for (int v = 0; v < VECTORS; ++v) {
+      // Below 2^-126 * 127 the inverse is infinite; the clamp keeps every q in int8 all the same.
+      I q = round_int(x[v] * inverse);
+      q = q > 127 ? all(127) : (q < -127 ? all(-127) : q);
+      sums += q;
+      typedef int8_t Narrow __attribute__((vector_size(LANES)));
+      store(out + m * BLOCK + v * LANES, __builtin_convertvector(q, Narrow));
+    }
+    const int32_t total = sum(sums), minus_8 = -8 * total;
+    const float scaled = scale * (float)total;
+    uint8_t* tail = out + tokens * BLOCK;
+    memcpy(tail + 4 * m, &scale, 4);
+    memcpy(tail + 4 * (tokens + m), &minus_8, 4);
+    memcpy(tail + 4 * (2 * tokens + m), &scaled, 4);
+  }
+}
+
+void norm_rows(const NormArgs& args, int begin, int end) {
+  const int cols = args.out.cols;
+  for (int t = begin; t < end; ++t) {
+    const float* x = args.x + (size_t)(args.x_rows ? args.x_rows[t] : t) * args.x_stride;
+    float inverse = 1.0f;
+    if (args.weight) {
+      F squares = {};
+      for (int i = 0; i < cols; i += LANES) {
+        const F v = load<F>(x + i);
+        squares = fma(v, v, squares);
+      }
+      inverse = 1.0f / __builtin_sqrtf(sum(squares) / (float)cols + args.eps);
+    }
+    for (int b = 0; b < cols / BLOCK; ++b) {
+      F y[VECTORS];
+      for (int v = 0; v < VECTORS; ++v) {
+        const int i = b * BLOCK + v * LANES;
+        y[v] = load<F>(x + i);
+        if (args.weight) y[v] = y[v] * inverse * load<F>(args.weight + i);
+      }
+      store_activation_block(args.out, t, b, y);
+    }
+  }
+}
+
+}  // namespace

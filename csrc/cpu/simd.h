@@ -1,0 +1,245 @@
+// The vector vocabulary: everything a kernel may say, over LANES floats. Kernels above it are
+// written once; what differs between instruction sets is in this file alone.
+//
+//   avx512   16 lanes, VNNI dot products
+//   avx2     8 lanes, FMA, F16C, int16 dot products (vpmaddubsw)
+//   base     8 lanes as pairs of SSE2 vectors: any x86-64
+//   avx2x16  the 16-lane logic on pairs of AVX2 vectors; for tests on machines without AVX-512
+//
+// Plain arithmetic is GCC's vector extension (the compiler splits vectors the CPU lacks). A fused
+// multiply-add is always written as fma() and nothing else is contracted (-ffp-contract=off), so a
+// number does not depend on how the compiler schedules a loop.
+#pragma once
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(SW_AVX512)
+#define SW_LANES 16
+#elif defined(SW_AVX2X16)
+#define SW_LANES 16
+#else
+#define SW_LANES 8
+#endif
+
+#define SW_INLINE static inline __attribute__((always_inline))
+
+namespace {
+
+constexpr int LANES = SW_LANES;
+
+typedef float F __attribute__((vector_size(SW_LANES * 4)));
+typedef int32_t I __attribute__((vector_size(SW_LANES * 4)));
+typedef uint32_t U __attribute__((vector_size(SW_LANES * 4)));
+typedef uint8_t B __attribute__((vector_size(SW_LANES * 4)));
+typedef uint16_t H __attribute__((vector_size(SW_LANES * 2)));
+typedef double D __attribute__((vector_size(SW_LANES * 4)));  // half as many lanes
+typedef int64_t L __attribute__((vector_size(SW_LANES * 4)));
+
+template <class V, class T>
+SW_INLINE V load(const T* p) {
+  V v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class V, class T>
+SW_INLINE void store(T* p, V v) {
+  memcpy(p, &v, sizeof v);
+}
+SW_INLINE F all(float x) { return x - F{}; }
+SW_INLINE D all(double x) { return x - D{}; }
+SW_INLINE I all(int32_t x) { return x - I{}; }
+SW_INLINE F maximum(F a, F b) { return a > b ? a : b; }
+
+SW_INLINE int32_t load_int(const void* p) {
+  int32_t x;
+  memcpy(&x, p, 4);
+  return x;
+}
+SW_INLINE float load_float(const void* p) {
+  float x;
+  memcpy(&x, p, 4);
+  return x;
+}
+
+#if SW_LANES == 16
+constexpr I LANE_NUMBERS = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+SW_INLINE F swap_pairs(F x) {
+  return __builtin_shuffle(x, I{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14});
+}
+#else
+constexpr I LANE_NUMBERS = {0, 1, 2, 3, 4, 5, 6, 7};
+SW_INLINE F swap_pairs(F x) { return __builtin_shuffle(x, I{1, 0, 3, 2, 5, 4, 7, 6}); }
+#endif
+
+// Horizontal reductions by halves: one order for every caller.
+SW_INLINE float sum(F x) {
+  float a[LANES];
+  store(a, x);
+  for (int half = LANES / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) a[i] += a[i + half];
+  return a[0];
+}
+SW_INLINE float largest(F x) {
+  float a[LANES];
+  store(a, x);
+  for (int half = LANES / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) a[i] = a[i] > a[i + half] ? a[i] : a[i + half];
+  return a[0];
+}
+SW_INLINE int32_t largest(I x) {
+  int32_t a[LANES];
+  store(a, x);
+  for (int half = LANES / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) a[i] = a[i] > a[i + half] ? a[i] : a[i + half];
+  return a[0];
+}
+SW_INLINE int32_t sum(I x) {
+  int32_t a[LANES];
+  store(a, x);
+  for (int half = LANES / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) a[i] += a[i + half];
+  return a[0];
+}
+
+// a * b + c
+#if defined(SW_AVX512)
+SW_INLINE F fma(F a, F b, F c) { return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+SW_INLINE D fma(D a, D b, D c) { return (D)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c); }
+#elif defined(SW_AVX2)
+SW_INLINE F fma(F a, F b, F c) { return (F)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+SW_INLINE D fma(D a, D b, D c) { return (D)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
+#elif defined(SW_AVX2X16)
+struct FPair {
+  __m256 half[2];
+};
+struct DPair {
+  __m256d half[2];
+};
+SW_INLINE F fma(F a, F b, F c) {
+  const FPair x = load<FPair>(&a), y = load<FPair>(&b), z = load<FPair>(&c);
+  return load<F>(FPair{_mm256_fmadd_ps(x.half[0], y.half[0], z.half[0]),
+                       _mm256_fmadd_ps(x.half[1], y.half[1], z.half[1])}
+                     .half);
+}
+SW_INLINE D fma(D a, D b, D c) {
+  const DPair x = load<DPair>(&a), y = load<DPair>(&b), z = load<DPair>(&c);
+  return load<D>(DPair{_mm256_fmadd_pd(x.half[0], y.half[0], z.half[0]),
+                       _mm256_fmadd_pd(x.half[1], y.half[1], z.half[1])}
+                     .half);
+}
+#else
+// Two roundings: libm's software fma would cost a call a lane.
+SW_INLINE F fma(F a, F b, F c) { return a * b + c; }
+SW_INLINE D fma(D a, D b, D c) { return a * b + c; }
+#endif
+
+// float16 to float, exact.
+#if defined(SW_AVX512)
+SW_INLINE F load_half(const uint16_t* p) {
+  return (F)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+}
+#elif defined(SW_AVX2)
+SW_INLINE F load_half(const uint16_t* p) {
+  return (F)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+}
+#elif defined(SW_AVX2X16)
+SW_INLINE F load_half(const uint16_t* p) {
+  return load<F>(FPair{_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)),
+                       _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8)))}
+                     .half);
+}
+#else
+SW_INLINE F load_half(const uint16_t* p) {
+  const U h = __builtin_convertvector(load<H>(p), U);
+  const U sign = (h & 0x8000u) << 16, rest = (h & 0x7fffu) << 13;
+  // 2^112 moves the exponent's bias from 15 to 127, subnormals included.
+  const U small = (U)((F)rest * 0x1p112f);
+  const U special = rest | 0x7f800000u;  // infinities and NaN
+  return (F)(sign | (rest < 0x0f800000u ? small : special));
+}
+#endif
+
+// float to float16, to nearest, finite numbers saturating at 65504, NaN kept.
+SW_INLINE F saturate_half(F x) {
+  x = x > 65504.0f ? all(65504.0f) : x;
+  return x < -65504.0f ? all(-65504.0f) : x;
+}
+#if defined(SW_AVX512)
+SW_INLINE H to_half(F x) {
+  return (H)_mm512_cvtps_ph((__m512)saturate_half(x), _MM_FROUND_TO_NEAREST_INT);
+}
+#elif defined(SW_AVX2)
+SW_INLINE H to_half(F x) {
+  return (H)_mm256_cvtps_ph((__m256)saturate_half(x), _MM_FROUND_TO_NEAREST_INT);
+}
+#elif defined(SW_AVX2X16)
+SW_INLINE H to_half(F x) {
+  const F y = saturate_half(x);
+  const FPair v = load<FPair>(&y);
+  const __m128i h[2] = {_mm256_cvtps_ph(v.half[0], _MM_FROUND_TO_NEAREST_INT),
+                        _mm256_cvtps_ph(v.half[1], _MM_FROUND_TO_NEAREST_INT)};
+  return load<H>(h);
+}
+#else
+SW_INLINE H to_half(F x) {
+  const U bits = (U)saturate_half(x), sign = bits >> 16 & 0x8000u, rest = bits & 0x7fffffffu;
+  // Normal: round the mantissa to 10 bits, ties to even, and move the bias.
+  const U normal = (rest + 0xfffu + (rest >> 13 & 1u) - 0x38000000u) >> 13;
+  // Subnormal: adding 0.5 leaves the number in units of 2^-24 in the mantissa's low bits.
+  const U subnormal = (U)((F)rest + 0.5f) - 0x3f000000u;
+  const U nan = U{} + 0x7e00u;
+  const U half = rest < 0x38800000u ? subnormal : (rest > 0x7f800000u ? nan : normal);
+  return __builtin_convertvector(sign | half, H);
+}
+#endif
+
+SW_INLINE F load_bfloat(const uint16_t* p) {
+  return (F)(__builtin_convertvector(load<H>(p), U) << 16);
+}
+
+// Round to nearest, |x| < 2^22. NaN gives some integer.
+SW_INLINE I round_int(F x) { return (I)(x + 12582912.0f) - 0x4b400000; }
+
+// e^x, relative error below 2e-7; exactly 0 below -87 and 1 at 0; NaN stays.
+SW_INLINE F exponential(F x) {
+  const F y = x > 88.0f ? all(88.0f) : (x < -87.0f ? all(-87.0f) : x);
+  const F shifted = y * 1.44269504f + 12582912.0f;
+  const F n = shifted - 12582912.0f;
+  const F r = fma(n, all(2.12194440e-4f), fma(n, all(-0.693359375f), y));  // y - n ln 2
+  F p = fma(r, all(1.98412698e-4f), all(1.38888889e-3f));
+  p = fma(p, r, all(8.33333333e-3f));
+  p = fma(p, r, all(4.16666667e-2f));
+  p = fma(p, r, all(1.66666667e-1f));
+  p = fma(p, r, all(0.5f));
+  p = fma(p, r, all(1.0f));
+  p = fma(p, r, all(1.0f));
+  const F power = (F)(((I)shifted - 0x4b400000 + 127) << 23);
+  return x < -87.0f ? F{} : p * power;
+}
+
+// e^x in double for x <= 0, relative error below 4e-16; 0 below -700; NaN stays.
+SW_INLINE D exponential(D x) {
+  const D y = x < -700.0 ? all(-700.0) : x;
+  const D shifted = y * 1.4426950408889634 + 6755399441055744.0;
+  const D n = shifted - 6755399441055744.0;
+  const D r = fma(n, all(-1.9082149292705877e-10), fma(n, all(-0.69314718036912382), y));
+  D p = all(1.6059043836821613e-10);
+  p = fma(p, r, all(2.0876756987868099e-9));
+  p = fma(p, r, all(2.5052108385441719e-8));
+  p = fma(p, r, all(2.7557319223985891e-7));
+  p = fma(p, r, all(2.7557319223985893e-6));
+  p = fma(p, r, all(2.4801587301587302e-5));
+  p = fma(p, r, all(1.9841269841269841e-4));
+  p = fma(p, r, all(1.3888888888888889e-3));
+  p = fma(p, r, all(8.3333333333333332e-3));
+  p = fma(p, r, all(4.1666666666666664e-2));
+  p = fma(p, r, all(1.6666666666666666e-1));
+  p = fma(p, r, all(0.5));
+  p = fma(p, r, all(1.0));
+  p = fma(p, r, all(1.0));
+  const D power = (D)(((L)shifted - 0x4338000000000000 + 1023) << 52);
+  return x < -700.0 ? D{} : p * power;
+}
+
+}  // namespace

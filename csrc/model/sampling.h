@@ -1,0 +1,58 @@
+// Drawing tokens from logits: SamplingParams of engine/requests.py, exact as
+// models/sampling_reference.py defines it (all arithmetic after the float logits in double).
+#pragma once
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "../common/kernels.h"
+
+namespace servewright {
+
+// One row of a SamplingBatch.
+struct SamplingRow {
+  float temperature, top_p, min_p, presence, frequency, repetition;
+  int top_k;
+  uint64_t seed, draw;
+  const int32_t* history;
+  int history_length, prompt_length;
+  const int32_t* bias_ids;
+  const float* bias_values;
+  int biases;
+  bool wants_logprob;
+  int top_logprobs;
+};
+
+// A number in [0, 1), a multiple of 2^-53. Philox4x32-10 of Salmon et al., "Parallel random
+// numbers: as easy as 1, 2, 3" (SC11); key = seed, counter = (draw, 0), low words first.
+double uniform(uint64_t seed, uint64_t draw);
+
+// Draws with the scratch of one thread, all of it allocated in the constructor.
+class Sampler {
+ public:
+  Sampler(const Kernels& kernels, int vocab);
+  // The token drawn from `logits` [vocab], whose scan is given.
+  int32_t draw(const float* logits, const ScanResult& scan, const SamplingRow& row);
+  // log softmax of the raw logits: of `token`, and of the `row.top_logprobs` best.
+  void logprobs(const float* logits, const ScanResult& scan, const SamplingRow& row, int32_t token,
+                float* logprob, int32_t* top_ids, float* top_logprobs);
+
+ private:
+  struct Kept {  // weights above `weight`, and those equal to it up to `id`
+    double weight;
+    int32_t id;
+  };
+  void adjust(const SamplingRow& row);
+  Kept filter(const SamplingRow& row);
+  int32_t invert(const Kept& kept, double u);
+
+  const Kernels& kernels_;
+  int vocab_;
+  std::vector<double> weights_;  // [vocab], the adjusted logits before
+  std::vector<int32_t> counts_;  // [vocab], zero between calls
+  std::vector<int32_t> ids_;     // [vocab]
+  std::vector<double> sums_;
+  std::vector<std::pair<double, int32_t>> bucket_;
+};
+
+}  // namespace servewright

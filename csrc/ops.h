@@ -1,0 +1,22 @@
+// Single ops as Python sees them: pack, run, unpack. For tests; the step never comes this way.
+#pragma once
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+namespace servewright {
+
+pybind11::list variants();
+std::string unfit_config(const pybind11::object& config);
+pybind11::array_t<float> op_project(const std::string& variant, const std::string& type,
+                                    const pybind11::object& rows, const pybind11::object& x);
+pybind11::array_t<float> op_dequantise(const std::string& variant, const std::string& type,
+                                       const pybind11::object& rows, int cols);
+pybind11::tuple op_quantise(const std::string& variant, const pybind11::object& x,
+                            const pybind11::object& weight, float eps);
+pybind11::array_t<double> op_exponentials(const std::string& variant, const pybind11::object& x,
+                                          double temperature);
+pybind11::tuple op_scan(const std::string& variant, const pybind11::object& x);
+
+}  // namespace servewright

@@ -1,0 +1,144 @@
+"""The fused CPU kernels: one call runs a whole mixed batch through all layers, sampling included.
+
+`NativeRunner` is a `models.runner.Runner`. Weights stay quantised as the file holds them, repacked
+row by row for the vectors of this CPU; activations meet quantised weights as int8 with a scale for
+32 values, and K and V are float16, so logits differ from a float32 reference by about 1 % of their
+spread. A token's result has the same bits whatever else is in the batch, however its prompt was
+chunked and on any number of threads; variants differ from each other in the last bits.
+
+Nothing here imports torch, and importing this module works where the kernels cannot run:
+`unavailable()` says why.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from servewright_runtime.errors import ConfigError
+from servewright_runtime.models.runner import LlamaConfig, StepBatch, StepResult
+
+if TYPE_CHECKING:
+    from servewright_runtime import _native
+else:
+    try:
+        from servewright_runtime import _native
+    except ImportError:
+        _native = None
+
+# GGUF tensor types that the kernels take as they are.
+NATIVE_TYPES = frozenset({"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"})
+
+# Never chosen by itself: the 16-lane logic on pairs of AVX2 vectors, for tests without AVX-512.
+_TEST_ONLY = frozenset({"avx2x16"})
+
+
+def unavailable() -> str | None:
+    """One sentence why the fused kernels cannot run here, or None if they can."""
+    if _native is not None:
+        return None
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
+        return (
+            f"The fused kernels run on Linux on x86-64 and this is {sys.platform} on "
+            f"{platform.machine()}; set engine.kernel to Reference."
+        )
+    return (
+        "The fused kernels are not built in this installation; install it again with a C++ "
+        "compiler (g++) present, or set engine.kernel to Reference."
+    )
+
+
+def unfit(config: LlamaConfig) -> str | None:
+    """Why the kernels cannot run this model though they run here, one sentence, or None."""
+    return _native.unfit(config) or None
+
+
+def variants() -> tuple[str, ...]:
+    """Kernels that this CPU can run, best first; `avx2x16` is for tests. Empty if unavailable."""
+    if _native is None:
+        return ()
+    return tuple(name for name, is_runnable in _native.variants() if is_runnable)
+
+
+def chosen_variant() -> str:
+    """The kernels that run: the best, or what SERVEWRIGHT_CPU names.
+
+    Raises ConfigError if the kernels are unavailable, or those named are unknown or not runnable.
+    """
+    why = unavailable()
+    if why is not None:
+        raise ConfigError(why)
+    wanted = os.environ.get("SERVEWRIGHT_CPU")
+    if not wanted:
+        return next(name for name in variants() if name not in _TEST_ONLY)
+    known = [name for name, _ in _native.variants()]
+    if wanted not in known:
+        raise ConfigError(f"SERVEWRIGHT_CPU must be one of {', '.join(known)}, got {wanted!r}.")
+    if wanted not in variants():
+        raise ConfigError(
+            f"SERVEWRIGHT_CPU is {wanted}, whose instructions this CPU lacks; "
+            f"unset it or choose one of {', '.join(variants())}."
+        )
+    return wanted
+
+
+class NativeRunner:
+    """A Llama model on the fused kernels. Load tensors, seal, then step.
+
+    Memory: the packed weights (the size of the file's tensors), committed as they are loaded, and
+    the KV cache of `num_blocks` blocks, committed as blocks are first written.
+    """
+
+    def __init__(
+        self, config: LlamaConfig, *, num_blocks: int, threads: int, variant: str | None = None
+    ) -> None:
+        """Reserve memory. `threads` includes the caller's; `variant` defaults to chosen_variant().
+
+        Raises ValueError where `unfit(config)` gives a reason or a number is out of range,
+        MemoryError if the address space is refused, ConfigError as chosen_variant() does.
+        """
+        self.config = config
+        self.num_blocks = num_blocks
+        self.kernel = variant if variant is not None else chosen_variant()
+        self._runner = _native.Runner(config, num_blocks, threads, self.kernel)
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of packed weights loaded so far."""
+        return self._runner.weights_bytes
+
+    def load(
+        self, name: str, tensor_type: str, first_row: int, rows: npt.NDArray[np.uint8]
+    ) -> None:
+        """Pack rows [first_row, first_row + len(rows)) of a tensor, straight from `rows`.
+
+        name: as in a GGUF file, "blk.0.attn_q.weight".  tensor_type: of NATIVE_TYPES; norms and
+        rope factors are one row of F32.  rows: [rows, row_bytes] uint8, as in the file.
+        Chunks come in any order, in multiples of 32 rows but the last of a tensor.
+        Raises ValueError, having written nothing, on an unknown name, a wrong shape or type, or
+        rows that were loaded before. Releases the GIL while packing.
+        """
+        self._runner.load(name, tensor_type, first_row, rows)
+
+    def seal(self) -> None:
+        """End loading. Raises ValueError that names tensors with rows missing."""
+        self._runner.seal()
+
+    def step(self, batch: StepBatch) -> StepResult:
+        """Run the batch, append to the KV cache, draw tokens (see `models.runner.Runner.step`).
+
+        Steps of one runner run one after the other; runners of a process share one pool of threads.
+        The draw is that of models/sampling_reference.py.
+        Raises ValueError that names the array, what was wanted and what came, before any write.
+        """
+        ids, logprobs, top_ids, top_logprobs, finite, logits = self._runner.step(batch)
+        return StepResult(ids, logprobs, top_ids, top_logprobs, finite, logits)
+
+    def close(self) -> None:
+        """Free weights and cache. No step may follow."""
+        self._runner.close()
