@@ -43,8 +43,9 @@ _RAW_PROGRESS_SINCE = (24, 1)
 _PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 _VERSIONS = re.compile(r"\(from versions: ([^)]*)\)")
 _UNREACHABLE = re.compile(
-    r"connection error|Retrying \(|Could not fetch URL (?!.*: 404 )|ReadTimeout|ConnectTimeout|ProxyError"
-    r"|Temporary failure in name resolution|IncompleteRead|incomplete-download|timed out"
+    r"connection error|Retrying \(|Could not fetch URL (?!.*: 404 )|timed out"
+    r"|ReadTimeout|ConnectTimeout|ProxyError"
+    r"|Temporary failure in name resolution|IncompleteRead|incomplete-download"
     r"|Connection (?:reset|aborted|broken|refused)|Network is unreachable|SSLError|SSLCertVerif",
 )
 _LOG_TIME = re.compile(r"^\d{4}-\d\d-\d\dT\S+ ")

