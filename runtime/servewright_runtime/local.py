@@ -262,6 +262,7 @@ def curl_line(service: ModelService, url: str) -> str:
     body: dict[str, Any] = {
         "model": service.served_name,
         "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "temperature": 0,
         "max_tokens": 64,
     }
     words = ["curl", f"{url}/v1/chat/completions", "-H", "content-type: application/json"]
