@@ -56,7 +56,7 @@ def run(services: Sequence[ModelService], settings: Settings, api_keys: Path | N
     hardware = detect()
     refuse_other_systems(hardware)
     check_served_names(services)
-    with _keys(services, api_keys) as keys, Voice(services, settings, keys) as voice:
+    with local_keys(services, api_keys) as keys, Voice(services, settings, keys) as voice:
         start = Start(services, keys, hardware, voice)
         return supervise(settings, start.prepare, voice)
 
@@ -116,7 +116,7 @@ def _told_of(service: ModelService, error: ServewrightError) -> ServewrightError
 
 
 @contextlib.contextmanager
-def _keys(services: Sequence[ModelService], folder: Path | None) -> Iterator[Keys | None]:
+def local_keys(services: Sequence[ModelService], folder: Path | None) -> Iterator[Keys | None]:
     """The folder of API keys: the user's, or one with a key made for this run; None: all open."""
     if all(service.spec.access.mode == "Open" for service in services):
         if folder is not None:
