@@ -1,0 +1,37 @@
+"""Fails when a process of this checkout is still running: a test, a Ray process, a run."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+PATIENCE_S = 10.0
+
+
+def left() -> list[str]:
+    """Command lines of processes that run this checkout's Python, ourselves apart."""
+    ours = {process.pid for process in psutil.Process().parents()} | {psutil.Process().pid}
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        command = " ".join(process.info["cmdline"] or ())
+        if process.info["pid"] not in ours and str(ROOT / ".venv") in command:
+            found.append(f"{process.info['pid']}: {command[:200]}")
+    return found
+
+
+def main() -> int:
+    """Exit code: 1 if any is left after PATIENCE_S."""
+    deadline = time.monotonic() + PATIENCE_S
+    while (found := left()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    for line in found:
+        print(f"error: left running: {line}", file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
