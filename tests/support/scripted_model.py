@@ -46,6 +46,12 @@ class ByteTemplate:
         lines = "".join(f"{message['role']}: {message['content']}\n" for message in messages)
         return lines + ("<go>" if add_generation_prompt else "")
 
+    def close(self) -> None:
+        """Nothing to end."""
+
+    def close(self) -> None:
+        pass
+
 
 class ByteTokenizer:
     """A token a byte, and two control tokens."""

@@ -72,6 +72,7 @@ class Engine:
     ) -> None:
         self.name = config.name
         self.config = config
+        self._model = model
         self._runner = model.runner
         self._tokenizer = model.tokenizer
         self._observer = observer
@@ -170,7 +171,7 @@ class Engine:
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             raise TimeoutError(f"the engine of {self.name} did not end a step in {timeout_s} s")
-        self._runner.close()
+        self._model.close()
 
     def _waiting(self) -> int:
         return len(self._arrived) + len(self._scheduler.waiting)

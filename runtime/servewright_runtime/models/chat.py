@@ -82,6 +82,12 @@ class JinjaChatTemplate:
             )
         return answer["text"]
 
+    def close(self) -> None:
+        """End the worker. No render may follow."""
+        with self._lock:
+            self._broken = "is closed"
+            self._drop_worker()
+
     def _ask(self, request: dict[str, Any]) -> dict[str, str]:
         if self._broken is not None:
             return {"error": self._broken}

@@ -15,6 +15,9 @@ class ChatTemplate(Protocol):
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
         """Text of the conversation. Raises RequestError (400) where the template refuses it."""
 
+    def close(self) -> None:
+        """End what renders. No render may run or follow."""
+
 
 class Tokenizer(Protocol):
     """Text to token ids and back. Thread-safe: the API and the engine thread share it."""
@@ -46,3 +49,9 @@ class LoadedModel:
     tokenizer: Tokenizer
     format: str
     bytes: int  # of the file
+
+    def close(self) -> None:
+        """Free weights, cache and the template's renderer. No step may run or follow."""
+        self.runner.close()
+        if self.tokenizer.chat_template is not None:
+            self.tokenizer.chat_template.close()
