@@ -49,9 +49,6 @@ class ByteTemplate:
     def close(self) -> None:
         """Nothing to end."""
 
-    def close(self) -> None:
-        pass
-
 
 class ByteTokenizer:
     """A token a byte, and two control tokens."""
