@@ -9,6 +9,8 @@ command -v "$python" >/dev/null || missing "$python is not there" "python3 pytho
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     missing "Python 3.11 or newer is needed, $python is $("$python" -V); try make PYTHON=python3.11" "python3.11-venv python3.11-dev"
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing "$python has no venv" "python3-venv"
+# Kernels are built for x86-64 Linux alone; setup.py says the same to those who call pip themselves.
+[ "$(uname -sm)" = "Linux x86_64" ] || exit 0
 compiler=${CXX:-g++}
 command -v "${compiler%% *}" >/dev/null ||
     missing "the C++ compiler $compiler is not there (CXX=... names another)" "g++"
