@@ -8,7 +8,6 @@ import ssl
 
 import httpx
 
-from servewright_api.version import __version__
 from servewright_runtime.errors import ConfigError, StartError
 from servewright_runtime.fetch.retry import HttpPolicy, Retry
 from servewright_runtime.fetch.uri import HttpSource, redacted
@@ -25,7 +24,7 @@ def open_client(source: HttpSource, policy: HttpPolicy) -> httpx.Client:
         return httpx.Client(
             verify=_tls_context(source),
             timeout=httpx.Timeout(policy.read_timeout_s, connect=policy.connect_timeout_s),
-            headers={"Accept-Encoding": "identity", "User-Agent": f"servewright/{__version__}"},
+            headers={"Accept-Encoding": "identity", "User-Agent": "servewright"},
         )
     except (ImportError, ValueError, httpx.InvalidURL) as error:
         raise ConfigError(
