@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 APP_NAME = "servewright"
 # The smallest that Ray takes without complaint. Requests do not pass through it.
 _OBJECT_STORE_BYTES = 80_000_000
-_STATUS_INTERVAL_S = 5.0
+_STATUS_INTERVAL_S = 2.0
 _HEALTH_PERIOD_S = 2.0
 
 

@@ -6,7 +6,6 @@ It knows the engine and the API but not Ray, so a test can host models in its ow
 from __future__ import annotations
 
 import asyncio
-import functools
 import gc
 import logging
 import socket
@@ -21,14 +20,13 @@ from servewright_runtime.api.admin import build_admin
 from servewright_runtime.api.app import build_app, unhealthy
 from servewright_runtime.api.protocol import Guards, guarded_protocol
 from servewright_runtime.api.state import AppState, ServedModel
-from servewright_runtime.config import ReplicaModel, kv_plan
+from servewright_runtime.config import ReplicaModel
 from servewright_runtime.engine.config import EngineConfig
 from servewright_runtime.engine.engine import Engine
 from servewright_runtime.engine.streams import Streams
 from servewright_runtime.metrics import Metrics
-from servewright_runtime.models import registry
 from servewright_runtime.models.loaded import LoadedModel
-from servewright_runtime.models.runner import LlamaConfig
+from servewright_runtime.serve.loading import Loaded, load_all
 from servewright_runtime.serve.probing import probe
 from servewright_runtime.serve.sockets import HttpServer
 from servewright_runtime.supervisor.asking import ask_tcp
@@ -40,8 +38,9 @@ log = logging.getLogger(__name__)
 # (event, fields) to the supervisor, from any thread.
 Tell = Callable[..., None]
 
+Load = Callable[[Sequence[ReplicaModel], Callable[[float], None]], list[Loaded]]
+
 _HEALTH_TIMEOUT_S = 5.0
-_PROGRESS_STEP = 0.01  # of the whole; more would only be noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +56,9 @@ class _Hosted:
 class Host:
     """Lives on one event loop, which nothing here blocks: loading and computing have threads."""
 
-    def __init__(self, tell: Tell) -> None:
+    def __init__(self, tell: Tell, load: Load = load_all) -> None:
         self._tell = tell
+        self._load = load
         self._state = AppState()
         self._metrics = Metrics()
         self._phase = Phase.STARTING
@@ -89,9 +89,8 @@ class Host:
         """
         started = time.monotonic()
         self._enter(Phase.LOADING, 0.0)
-        loaded = await asyncio.to_thread(self._load, models)
-        for model, one in zip(models, loaded, strict=True):
-            self._hosted[model.name] = self._start_engine(model, one)
+        for one in await asyncio.to_thread(self._load, models, self._loading):
+            self._hosted[one.model.name] = self._start_engine(one)
         loaded_at = time.monotonic()
         self._enter(Phase.WARMING)
         for hosted in self._hosted.values():
@@ -105,8 +104,7 @@ class Host:
         await self._main.start()
         self._phase = Phase.READY
         # Weights, tables and modules live as long as the process: collecting garbage among them
-        # would only stop requests.
-        gc.collect()
+        # would only stop requests. (A collection now would cost 0.1 s of the start.)
         gc.freeze()
         cold_start = {"load": loaded_at - started, "warm": time.monotonic() - loaded_at}
         self._tell("ready", cold_start=cold_start)
@@ -137,51 +135,28 @@ class Host:
             "inFlight": self._state.in_flight,
         }
 
+    def _loading(self, fraction: float) -> None:
+        self._tell("progress", phase=Phase.LOADING.value, fraction=fraction)
+
     def _enter(self, phase: Phase, fraction: float | None = None) -> None:
         self._phase = phase
         self._tell("progress", phase=phase.value, fraction=fraction)
 
-    def _load(self, models: Sequence[ReplicaModel]) -> list[LoadedModel]:
-        """In a thread."""
-        sizes = [Path(model.path).stat().st_size for model in models]
-        whole, before, told = sum(sizes), 0, 0.0
-
-        def progress(offset: int, size: int, done: int, total: int) -> None:
-            nonlocal told
-            fraction = (offset + size * done / total) / whole
-            if fraction >= told + _PROGRESS_STEP:
-                told = fraction
-                self._tell("progress", phase=Phase.LOADING.value, fraction=fraction)
-
-        loaded = []
-        for model, size in zip(models, sizes, strict=True):
-            loaded.append(
-                registry.load(
-                    Path(model.path),
-                    format=model.format,
-                    kernel=model.kernel,
-                    num_blocks=functools.partial(_num_blocks, model),
-                    threads=model.threads,
-                    progress=functools.partial(progress, before, size),
-                )
-            )
-            before += size
-        return loaded
-
-    def _start_engine(self, model: ReplicaModel, loaded: LoadedModel) -> _Hosted:
+    def _start_engine(self, one: Loaded) -> _Hosted:
+        model = one.model
         config = EngineConfig(
             name=model.name,
-            max_model_len=kv_plan(loaded.runner.config, model).max_model_len,
+            max_model_len=one.plan.max_model_len,
             max_batch=model.max_batch,
             max_step_tokens=model.max_step_tokens,
             max_queued=model.max_queued,
             prefix_cache=model.prefix_cache,
         )
         observer = self._metrics.engine(model.name)
-        engine = Engine(loaded, config, observer)
+        engine = Engine(one.loaded, config, observer)
         observer.bind(engine.stats)
         engine.start()
-        return _Hosted(model, loaded, engine, Streams(engine))
+        return _Hosted(model, one.loaded, engine, Streams(engine))
 
     def _serve_models(self) -> dict[str, ServedModel]:
         created = int(time.time())
@@ -209,10 +184,6 @@ class Host:
             if hosted.engine.is_stalled(now):
                 return f"The engine of {name} has work, but ended no step for 30 s."
         return None
-
-
-def _num_blocks(model: ReplicaModel, config: LlamaConfig) -> int:
-    return kv_plan(config, model).num_blocks
 
 
 def _describe(hosted: _Hosted) -> dict[str, Any]:

@@ -7,17 +7,19 @@ through Serve. This module is imported by the driver too, so what is heavy is im
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import resource
 import socket
-from typing import TYPE_CHECKING
 
 from servewright_runtime import logs
 from servewright_runtime.serve import guard, trimming
 from servewright_runtime.supervisor.link import Link, Message
 from servewright_runtime.supervisor.rundir import RunDir
 
-if TYPE_CHECKING:
-    from servewright_runtime.serve.host import Host
+log = logging.getLogger(__name__)
+
+_OPEN_FILES = 65536
 
 
 class Replica:
@@ -33,23 +35,30 @@ class Replica:
             lambda: guard.end_run(self._run, after_s=guard.REPLICA_PATIENCE_S),
         )
         try:
-            self._host = await self._start()
+            await self._start()
         except Exception as error:
             self._link.send_failure(error)
             raise
 
-    async def _start(self) -> Host:
+    async def _start(self) -> None:
         from ray.serve._private import replica
 
         from servewright_runtime.config import load_models
         from servewright_runtime.serve.host import Host
 
         trimming.bind_replica_to_loopback(replica)
-        host = Host(self._link.send)
-        await host.open_admin(self._run.replica_socket)
+        _allow_many_files()
+        self._host = Host(self._link.send)
+        await self._host.open_admin(self._run.replica_socket)
         listener = await self._may_serve
-        await host.serve(load_models(self._run.models_file.read_text()), listener)
-        return host
+        await self._host.serve(load_models(self._run.models_file.read_text()), listener)
+
+    async def _drain(self, linger_s: float) -> None:
+        try:
+            await self._host.drain(linger_s)
+        except Exception as error:
+            log.exception("drain failed")
+            self._link.send_failure(error)
 
     def _on_message(self, message: Message, files: list[int]) -> None:
         """Called on the link's thread."""
@@ -64,9 +73,15 @@ class Replica:
                 listener = socket.socket(fileno=files[0])
                 self._loop.call_soon_threadsafe(self._may_serve.set_result, listener)
             case "drain":
-                linger_s = message["linger_s"]
-                asyncio.run_coroutine_threadsafe(self._host.drain(linger_s), self._loop)
+                asyncio.run_coroutine_threadsafe(self._drain(message["linger_s"]), self._loop)
 
     async def check_health(self) -> None:
         """Called by Serve. Raises when the own socket does not answer."""
         await self._host.check_health()
+
+
+def _allow_many_files() -> None:
+    """Each connection is an open file, and the usual soft limit is 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = hard if hard != resource.RLIM_INFINITY else _OPEN_FILES
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(wanted, _OPEN_FILES)), hard))

@@ -1,0 +1,41 @@
+"""A run that a whole module shares, as each costs seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import runs
+from support.runs import Run
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """A ready run of a tiny model. Tests leave it as they found it."""
+    run = runs.start(tmp_path_factory.mktemp("shared"))
+    try:
+        run.wait_until_ready()
+        yield run
+    finally:
+        run.process.terminate()
+        run.process.wait(timeout=60)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """`runs.start` in the test's folder; whatever it started is ended with the test."""
+    started = []
+
+    def begin(*args: Any, **kwargs: Any) -> Run:
+        run = runs.start(tmp_path, *args, **kwargs)
+        started.append(run)
+        return run
+
+    yield begin
+    for run in started:
+        if run.process.poll() is None:
+            run.process.terminate()
+        run.process.wait(timeout=60)

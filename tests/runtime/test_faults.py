@@ -1,0 +1,68 @@
+"""kill -9 of each process of a run: it ends, says who it was, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from support import runs
+from support.runs import Run
+from support.waiting import eventually
+
+Start = Callable[..., Run]
+
+pytestmark = pytest.mark.faults
+
+ALL_FAULTS = os.environ.get("SERVEWRIGHT_FAULTS") == "all"  # `make faults`
+VICTIMS = ["replica", "raylet"]
+MORE_VICTIMS = ["driver", "GCS", "dashboard agent", "runtime-env agent"]
+
+
+@pytest.mark.parametrize("victim", VICTIMS + (MORE_VICTIMS if ALL_FAULTS else []))
+def test_the_death_of_a_process_ends_the_run_with_its_name(start: Start, victim: str) -> None:
+    run = start()
+    run.wait_until_ready()
+    members = run.members()
+
+    os.kill(run.pids[victim], signal.SIGKILL)
+
+    runs.assert_nothing_left(run, members)
+    assert run.process.returncode == 1
+    assert run.termination["reason"] == "ProcessDied"
+    begin = f"The {victim} (pid {run.pids[victim]}) ended unexpectedly"
+    assert run.termination["message"].startswith(begin)
+    assert run.termination["message"] in run.log
+
+
+def test_the_death_of_the_supervisor_ends_everything(start: Start) -> None:
+    run = start()
+    run.wait_until_ready()
+    members = run.members()
+
+    os.kill(run.pids["supervisor"], signal.SIGKILL)
+
+    runs.assert_nothing_left(run, members)
+
+
+def test_the_death_of_serves_controller_interrupts_nothing(start: Start) -> None:
+    run = start()
+    run.wait_until_ready()
+    children = psutil.Process(run.process.pid).children(recursive=True)
+    (controller,) = [p for p in children if p.name().startswith("ray::ServeContr")]
+
+    controller.kill()
+
+    def is_replaced() -> bool:
+        assert run.complete().status == 200
+        children = psutil.Process(run.process.pid).children(recursive=True)
+        found = [p for p in children if p.name().startswith("ray::ServeContr")]
+        return any(p.pid != controller.pid for p in found) and run.state()["serve"] is not None
+
+    eventually(is_replaced, timeout_s=60)
+    eventually(lambda: run.state()["serve"].get("status") == "RUNNING", timeout_s=60)
+    assert run.readyz() == 200
+    assert run.stop() == 0

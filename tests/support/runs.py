@@ -1,0 +1,221 @@
+"""Whole runs of `servewright run` for tests: started, asked, ended, and looked after."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from support.manifests import make_manifest
+from support.tiny import make_tiny_gguf
+from support.waiting import eventually
+
+# Ray takes 5 s to start when nothing else runs, and a test machine is seldom idle.
+START_S = 120.0
+# What is promised: nothing of a run is left so long after any end.
+CLEAN_S = 10.0
+
+
+@dataclass
+class Answer:
+    """Of an HTTP request."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class Run:
+    """One `servewright run`, in a folder of its own which is its HOME too."""
+
+    folder: Path
+    port: int
+    admin_port: int
+    process: subprocess.Popen[bytes]
+    pids: dict[str, int] = field(default_factory=dict)
+    run_dir: Path | None = None
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "home"
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "stderr").read_text()
+
+    @property
+    def termination(self) -> dict[str, str]:
+        """The termination message."""
+        message: dict[str, str] = json.loads((self.folder / "termination").read_text())
+        return message
+
+    def events(self) -> list[dict[str, Any]]:
+        """The JSON log's lines."""
+        return [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
+
+    def wait_until_ready(self) -> None:
+        def ready() -> bool:
+            assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.log}"
+            return self.readyz() == 200
+
+        eventually(ready, timeout_s=START_S, interval_s=0.05)
+        self.pids = self.state()["processes"]
+        environment = Path(f"/proc/{self.pids['driver']}/environ").read_bytes().split(b"\0")
+        (path,) = [e for e in environment if e.startswith(b"SERVEWRIGHT_RUN_DIR=")]
+        self.run_dir = Path(path.partition(b"=")[2].decode())
+
+    def readyz(self) -> int | None:
+        try:
+            return self.admin("/readyz").status
+        except OSError:
+            return None
+
+    def admin(self, path: str, *, method: str = "GET") -> Answer:
+        return ask(self.admin_port, path, method=method)
+
+    def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = self.admin("/state").json()
+        return state
+
+    def complete(self, **fields: Any) -> Answer:
+        """A completion, whole; `fields` over a default request."""
+        return ask(self.port, "/v1/completions", body=completion(**fields))
+
+    def members(self) -> set[int]:
+        """Live processes of the run: the supervisor and everything under it."""
+        found = psutil.Process(self.process.pid).children(recursive=True)
+        return {process.pid for process in found} | {self.process.pid}
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Signal the supervisor and wait for its end; the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout=60)
+
+
+def ask(port: int, path: str, *, method: str = "GET", body: dict[str, Any] | None = None) -> Answer:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        if body is not None:
+            headers = {"content-type": "application/json"}
+            connection.request("POST", path, json.dumps(body), headers)
+        else:
+            connection.request(method, path)
+        answer = connection.getresponse()
+        headers = {name.lower(): value for name, value in answer.getheaders()}
+        return Answer(answer.status, headers, answer.read())
+    finally:
+        connection.close()
+
+
+def completion(**fields: Any) -> dict[str, Any]:
+    return {"model": "tiny", "prompt": "Hello", "max_tokens": 4, "temperature": 0, **fields}
+
+
+def start(
+    folder: Path, changes: Mapping[str, Any] | None = None, *, port: int | None = None
+) -> Run:
+    """Start a run of a tiny model; not yet ready. `changes` to its manifest by field path."""
+    model = make_tiny_gguf(folder / "tiny.gguf", context_length=8192)
+    manifest = make_manifest(
+        {
+            "metadata.name": "tiny",
+            "spec.model.source": model.as_uri(),
+            "spec.access.mode": "Open",
+            # The slowest: streams are long enough to be watched.
+            "spec.engine.kernel": "Reference",
+            "spec.engine.threads": 1,
+            **(changes or {}),
+        }
+    )
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(manifest))
+    return start_manifest(folder, [path], port=port)
+
+
+def start_manifest(folder: Path, manifests: Sequence[Path], *, port: int | None = None) -> Run:
+    """Start a run of what `manifests` say."""
+    port, admin_port = port or free_port(), free_port()
+    (folder / "home").mkdir()
+    (folder / "termination").touch()
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("XDG_")},
+        "HOME": str(folder / "home"),
+        "SERVEWRIGHT_CACHE": str(folder / "cache"),
+        "SERVEWRIGHT_TERMINATION_LOG": str(folder / "termination"),
+        "RAY_ADDRESS": "127.0.0.1:1",  # a user's cluster, which no run may touch
+    }
+    command = [sys.executable, "-m", "servewright_runtime.cli", "run", *map(str, manifests)]
+    command += ["--port", str(port), "--admin-port", str(admin_port)]
+    with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=err)
+    return Run(folder, port, admin_port, process)
+
+
+def free_port() -> int:
+    """A TCP port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def assert_nothing_left(run: Run, members: set[int]) -> None:
+    """Within the promised time none of `members` is alive and the run dir is gone."""
+
+    def is_clean() -> bool:
+        assert run.run_dir is not None
+        return not any(map(is_alive, members)) and not run.run_dir.exists()
+
+    eventually(is_clean, timeout_s=CLEAN_S)
+    run.process.wait(timeout=CLEAN_S)
+
+
+class Streaming:
+    """A streamed completion that is being read: `first` has come when the constructor returns.
+
+    Leaving the context is leaving the server.
+    """
+
+    def __init__(self, run: Run, **fields: Any) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", run.port, timeout=60)
+        body = completion(stream=True, **fields)
+        headers = {"content-type": "application/json"}
+        self._connection.request("POST", "/v1/completions", json.dumps(body), headers)
+        self._answer = self._connection.getresponse()
+        assert self._answer.status == 200
+        self.first = self._answer.readline()
+
+    def rest(self) -> list[bytes]:
+        """The events after the first, to the end. Raises when the stream was cut."""
+        lines = self._answer.read().split(b"\n\n")
+        return [line.strip() for line in lines if line.strip()]
+
+    def __enter__(self) -> Streaming:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._answer.close()
+        self._connection.close()
