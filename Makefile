@@ -47,7 +47,7 @@ fuzz: $(STAMP)  ## the property tests for longer, with new random seeds
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/pytest -m fuzz --timeout 3600 $(ARGS)
 
 faults: $(STAMP)  ## kill each process of a run in turn and look what is left
-	$(BIN)/pytest -m faults --timeout 600 $(ARGS)
+	SERVEWRIGHT_FAULTS=all $(BIN)/pytest -m faults --timeout 600 $(ARGS)
 
 sanitize: $(STAMP)  ## kernel, loader and engine tests on an ASan and UBSan build
 	hack/sanitize.sh
