@@ -129,13 +129,14 @@ def write_q4_0(path: Path) -> Path:
     for field in reader.fields.values():
         if field.name.startswith("GGUF.") or field.name == "general.architecture":
             continue
-        kind = field.types[0]
-        of = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(field.name, field.contents(), kind, sub_type=of)
+        value_type = field.types[0]
+        of = field.types[-1] if value_type == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(field.name, field.contents(), value_type, sub_type=of)
     for tensor in reader.tensors:
         data, kind = tensor.data, tensor.tensor_type
         if kind == TensorType.Q4_1:
-            data, kind = quants.quantize(quants.dequantize(data, kind), TensorType.Q4_0), kind.Q4_0
+            data = quants.quantize(quants.dequantize(data, kind), TensorType.Q4_0)
+            kind = TensorType.Q4_0
         writer.add_tensor(tensor.name, data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
