@@ -105,4 +105,4 @@ def begin(
         partial.discard()
         raise too_large(source.shown, total, wanted.max_bytes)
     if total is not None:
-        require_space(source.shown, partial.path.parent, total - partial.size)
+        require_space(partial.path.parent, total - partial.size)

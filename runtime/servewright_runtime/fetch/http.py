@@ -20,7 +20,7 @@ from servewright_runtime.fetch.client import answer, failure_of, open_client
 from servewright_runtime.fetch.digest import Progress
 from servewright_runtime.fetch.partial import Partial
 from servewright_runtime.fetch.retry import HttpPolicy, Retry
-from servewright_runtime.fetch.space import FULL, disk_full, too_large
+from servewright_runtime.fetch.space import FULL, NoSpace, too_large
 from servewright_runtime.fetch.uri import HttpSource
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def download(
             # Room for everyone else on this disk is worth more than the part of one file.
             needed = None if partial.total is None else partial.total - partial.size
             partial.discard()
-            raise disk_full(source.shown, folder, needed) from error
+            raise NoSpace(needed) from error
 
 
 @dataclass(frozen=True, slots=True)

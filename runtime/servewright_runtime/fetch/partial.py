@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +23,21 @@ class _State:
     last_modified: str | None
     total: int | None
     synced_bytes: int  # this much of the file is surely on disk
+
+    @classmethod
+    def read(cls, path: Path) -> _State | None:
+        """The state in `path`; None where there is none of this version's form."""
+        value = read_json(path)
+        sizes = (value.get("total"), value.get("synced_bytes"))
+        texts = (value.get("etag"), value.get("last_modified"))
+        is_sound = (
+            value.keys() == {field.name for field in fields(cls)}
+            and isinstance(value["source"], str)
+            and type(value["synced_bytes"]) is int
+            and all(size is None or (type(size) is int and size >= 0) for size in sizes)
+            and all(text is None or isinstance(text, str) for text in texts)
+        )
+        return cls(**value) if is_sound else None
 
 
 class Partial:
@@ -119,11 +134,12 @@ class Partial:
             self._file = None
 
     def _resume(self) -> None:
-        value = read_json(self._state_path)
+        state = _State.read(self._state_path)
         try:
-            state = _State(**value)
+            if state is None:
+                raise FileNotFoundError
             file = open(self.path, "r+b")  # noqa: SIM115 - lives as long as this object
-        except (TypeError, OSError):
+        except FileNotFoundError:
             self.discard()
             return
         self._file = file

