@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from servewright_runtime.api.access import KeyFolder
 from servewright_runtime.api.app import build_app
@@ -59,6 +60,12 @@ class Server:
         return f"http://{self.host}:{self.port}"
 
     @property
+    def connections(self) -> set[Any]:
+        """uvicorn's protocols, one a connection."""
+        connections: set[Any] = self.http._server.server_state.connections
+        return connections
+
+    @property
     def engine(self) -> Engine:
         """Of the only model."""
         (engine,) = self.engines.values()
@@ -76,6 +83,7 @@ async def serving(
     bounds: Bounds | None = None,
     guards: Guards | None = None,
     is_serving: bool = True,
+    send_buffer: int | None = None,
 ) -> AsyncIterator[Server]:
     """Serve on the running loop; everything has ended when the block is left."""
     metrics = Metrics()
@@ -110,6 +118,8 @@ async def serving(
     app = build_app(served, state=state, metrics=metrics.http, bounds=bounds)
     revisions = ",".join(model.revision for model in served.values())
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    if send_buffer is not None:  # connections inherit it
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     host, port = listener.getsockname()
     http = HttpServer(app, listener, guarded_protocol(guards or Guards(), revisions))
     await http.start()

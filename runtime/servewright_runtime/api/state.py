@@ -46,6 +46,7 @@ class ServedModel:
     max_concurrency: int  # HTTP requests in flight at once; one more is answered 429
     max_output_tokens: int | None  # a request may ask for no more
     in_flight: int = 0
+    rendering: asyncio.Lock = field(default_factory=asyncio.Lock)  # held to render a chat
     longest_token_chars: int = field(init=False)  # no token stands for a longer text
 
     def __post_init__(self) -> None:

@@ -123,22 +123,19 @@ class OpenAI:
         fields = Fields(await self._body(call, receive))
         model = self._model(call, fields.text("model"))
         with_texts = fields.flag("return_token_strs")
-        if fields.has("messages"):
-            text = self._encoder.render(
-                model,
-                parse_messages(fields),
-                add_generation_prompt=fields.flag("add_generation_prompt", default=True),
-            )
-            add_special = fields.flag("add_special_tokens")
-        else:
-            prompt = fields.text("prompt")
-            if prompt is None:
-                raise fields.missing("prompt")
-            text = prompt
-            add_special = fields.flag("add_special_tokens", default=True)
+        messages = parse_messages(fields) if fields.has("messages") else None
+        prompt = fields.text("prompt") if messages is None else None
+        has_opening = messages is not None and fields.flag("add_generation_prompt", default=True)
+        add_special = fields.flag("add_special_tokens", default=messages is None)
         fields.close({})
         with model.place():
-            ids = await self._encoder.encode(model, text, add_special=add_special)
+            if messages is not None:
+                prompt = await self._encoder.render(
+                    model, messages, add_generation_prompt=has_opening
+                )
+            if prompt is None:
+                raise fields.missing("prompt")
+            ids = await self._encoder.encode(model, prompt, add_special=add_special)
         body: dict[str, Any] = {
             "count": len(ids),
             "max_model_len": model.config.max_model_len,

@@ -64,14 +64,14 @@ class Encoder:
 
     async def chat(self, model: ServedModel, messages: list[dict[str, str]]) -> list[int]:
         """Ids of the rendered conversation. Raises RequestError (400) without a template."""
-        text = self.render(model, messages, add_generation_prompt=True)
+        text = await self.render(model, messages, add_generation_prompt=True)
         # The template writes the control tokens itself, the first one included.
         ids = await self._prompt(model, text, add_special=False, path="messages")
         if not ids:
             raise invalid("messages", "at least one token long when rendered", messages)
         return ids
 
-    def render(
+    async def render(
         self, model: ServedModel, messages: list[dict[str, str]], *, add_generation_prompt: bool
     ) -> str:
         """The conversation as the model's template writes it."""
@@ -82,7 +82,11 @@ class Encoder:
                 param="messages",
                 code="no_chat_template",
             )
-        return template.render(messages, add_generation_prompt=add_generation_prompt)
+        # A template is a program from the model file; it may take its time, but not the loop's.
+        async with model.rendering:
+            return await asyncio.to_thread(
+                template.render, messages, add_generation_prompt=add_generation_prompt
+            )
 
 
 def check_ids(ids: Sequence[int], model: ServedModel, path: str) -> None:
@@ -111,8 +115,8 @@ def engine_requests(
     capacity = model.config.max_batch + model.config.max_queued
     if count > capacity:
         raise RequestError(
-            f"{len(prompts)} prompts with n={generation.n} make {count} sequences, but "
-            f"{model.name} holds at most {capacity}; send several requests.",
+            f"'n' is {generation.n} and there are {len(prompts)} prompts, which makes {count} "
+            f"sequences, but {model.name} holds at most {capacity}; send several requests.",
             param="n",
             code="invalid_value",
         )
