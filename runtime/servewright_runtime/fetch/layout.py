@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from servewright_runtime.fetch.locks import hold
+
+log = logging.getLogger(__name__)
 
 # In a work folder: the fetch can be resumed, and says how.
 STATE_NAME = "state.json"
@@ -86,7 +89,10 @@ def working(folder: Path, *, wait: bool) -> Iterator[bool]:
     holder.
     """
     lock = folder.with_suffix(".lock")
-    fd = hold(lock, wait=wait)
+    fd = hold(lock, wait=False)
+    if fd is None and wait:
+        log.info("waiting for another process that fetches the same source")
+        fd = hold(lock)
     try:
         yield fd is not None
     finally:

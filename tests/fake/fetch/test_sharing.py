@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -94,6 +95,7 @@ def start(server: FileServer, cache: Cache, digest: str = "") -> subprocess.Pope
         [sys.executable, "-c", FETCH, server.url, str(cache.root), digest],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         text=True,
     )
 
@@ -192,6 +194,33 @@ def test_kill_between_any_two_changes_of_the_disk_is_made_good(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(done.stdout.split()[-3]) > 20
+
+
+def test_interrupt_ends_a_process_at_once_wherever_it_waits(
+    server: FileServer, cache: Cache
+) -> None:
+    release = threading.Event()
+
+    def stall(exchange: Exchange) -> None:
+        exchange.head(200, Content_Length=len(server.content), ETag=server.etag)
+        exchange.wfile.write(server.content[:1000])
+        exchange.wfile.flush()
+        release.wait(60)
+
+    server.script.append(stall)
+    reader = start(server, cache)
+    eventually(lambda: has_open(reader, "model"))
+    waiter = start(server, cache)
+    eventually(lambda: has_open(waiter, ".lock"))
+    try:
+        for process in (waiter, reader):
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=10)
+            assert process.returncode == -signal.SIGINT
+    finally:
+        release.set()
+    [entry] = cache.entries()
+    assert not entry.in_use
 
 
 @pytest.mark.parametrize("has_digest", [True, False])
