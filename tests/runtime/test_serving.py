@@ -88,7 +88,6 @@ def test_nothing_is_written_to_the_home_and_ray_keeps_to_the_run_dir(shared: Run
 
 
 def test_rays_secret_and_folder_are_the_users_alone(shared: Run) -> None:
-    assert shared.run_dir is not None
     assert shared.run_dir.stat().st_mode & 0o777 == 0o700
     assert (shared.run_dir / "ray-token").stat().st_mode & 0o777 == 0o600
 

@@ -48,7 +48,8 @@ class Run:
     admin_port: int
     process: subprocess.Popen[bytes]
     pids: dict[str, int] = field(default_factory=dict)
-    run_dir: Path | None = None
+    run_dir: Path = Path()
+    run_id: str = ""
 
     @property
     def home(self) -> Path:
@@ -75,9 +76,9 @@ class Run:
 
         eventually(ready, timeout_s=START_S, interval_s=0.05)
         self.pids = self.state()["processes"]
-        environment = Path(f"/proc/{self.pids['driver']}/environ").read_bytes().split(b"\0")
-        (path,) = [e for e in environment if e.startswith(b"SERVEWRIGHT_RUN_DIR=")]
-        self.run_dir = Path(path.partition(b"=")[2].decode())
+        environment = psutil.Process(self.pids["driver"]).environ()
+        self.run_dir = Path(environment["SERVEWRIGHT_RUN_DIR"])
+        self.run_id = environment["SERVEWRIGHT_RUN_ID"]
 
     def readyz(self) -> int | None:
         try:
@@ -183,11 +184,20 @@ def is_alive(pid: int) -> bool:
 
 
 def assert_nothing_left(run: Run, members: set[int]) -> None:
-    """Within the promised time none of `members` is alive and the run dir is gone."""
+    """Within the promised time no process of the run is alive and its folder is gone.
+
+    members: processes that it had; those it started since are found by their environment.
+    """
 
     def is_clean() -> bool:
-        assert run.run_dir is not None
-        return not any(map(is_alive, members)) and not run.run_dir.exists()
+        left = any(map(is_alive, members)) or any(map(belongs, psutil.process_iter()))
+        return not left and not run.run_dir.exists()
+
+    def belongs(process: psutil.Process) -> bool:
+        try:
+            return bool(process.environ().get("SERVEWRIGHT_RUN_ID") == run.run_id)
+        except psutil.Error:
+            return False
 
     eventually(is_clean, timeout_s=CLEAN_S)
     run.process.wait(timeout=CLEAN_S)

@@ -56,9 +56,12 @@ class _Hosted:
 class Host:
     """Lives on one event loop, which nothing here blocks: loading and computing have threads."""
 
-    def __init__(self, tell: Tell, load: Load = load_all) -> None:
+    def __init__(
+        self, tell: Tell, load: Load = load_all, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._tell = tell
         self._load = load
+        self._clock = clock
         self._state = AppState()
         self._metrics = Metrics()
         self._phase = Phase.STARTING
@@ -118,6 +121,14 @@ class Host:
         await self._main.stop()
         self._tell("drained")
 
+    async def close(self) -> None:
+        """End everything. A replica is killed instead; this is for a host in a living process."""
+        for hosted in self._hosted.values():
+            await asyncio.to_thread(hosted.engine.stop)
+        for server in (self._main, self._admin):
+            if server is not None:
+                await server.stop()
+
     async def check_health(self) -> None:
         """Raises OSError or TimeoutError when the own port does not answer."""
         if self._phase is Phase.READY:
@@ -153,7 +164,7 @@ class Host:
             prefix_cache=model.prefix_cache,
         )
         observer = self._metrics.engine(model.name)
-        engine = Engine(one.loaded, config, observer)
+        engine = Engine(one.loaded, config, observer, clock=self._clock)
         observer.bind(engine.stats)
         engine.start()
         return _Hosted(model, one.loaded, engine, Streams(engine))
@@ -177,7 +188,7 @@ class Host:
         }
 
     def _livez(self) -> str | None:
-        now = time.monotonic()
+        now = self._clock()
         for name, hosted in self._hosted.items():
             if hosted.engine.stats().failed is not None:
                 return f"The engine of {name} has failed: {hosted.engine.stats().failed}"

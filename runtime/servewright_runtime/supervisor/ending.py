@@ -14,7 +14,7 @@ TERMINATION_LOG_VARIABLE = "SERVEWRIGHT_TERMINATION_LOG"
 OUT_OF_MEMORY = 137  # what the kubelet shows for a container that the kernel killed
 
 _DEFAULT_TERMINATION_LOG = Path("/dev/termination-log")
-_LONGEST_MESSAGE = 2000  # characters; the kubelet keeps 4096 bytes
+_LONGEST_LINE = 4096  # bytes; the kubelet keeps no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +35,17 @@ class Ending:
         path = Path(os.environ.get(TERMINATION_LOG_VARIABLE, _DEFAULT_TERMINATION_LOG))
         if TERMINATION_LOG_VARIABLE not in os.environ and not path.exists():
             return
-        line = json.dumps({"reason": self.reason, "message": self.message[:_LONGEST_MESSAGE]})
+        message = self.message
+        while len(line := self._line(message)) > _LONGEST_LINE:
+            message = message[: len(message) // 2]
         # Nothing to tell anyone who could help: the log has the same words.
         try:
-            path.write_text(line + "\n")
+            path.write_bytes(line)
         except OSError:
             return
+
+    def _line(self, message: str) -> bytes:
+        return json.dumps({"reason": self.reason, "message": message}).encode() + b"\n"
 
 
 def oom_kills() -> int | None:

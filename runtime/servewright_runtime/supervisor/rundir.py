@@ -91,6 +91,8 @@ class RunDir:
     def remove(self) -> None:
         """Delete it. Processes of the run must have ended."""
         shutil.rmtree(self.path, ignore_errors=True)
+        if self._lock is not None:
+            self._lock.close()
 
 
 def _sweep(root: Path) -> None:
