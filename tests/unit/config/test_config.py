@@ -91,7 +91,9 @@ def test_one_served_name_means_one_model() -> None:
     one = make_service()
     two = make_service({"metadata.name": "two", "spec.model.name": "mine"})
     check_served_names([one, make_service({"metadata.name": "two"})])
-    with pytest.raises(ConfigError, match=r"default/two: spec\.model\.name mine is served by .*mine"):
+    with pytest.raises(
+        ConfigError, match=r"default/two: spec\.model\.name mine is served by .*mine"
+    ):
         check_served_names([one, two])
 
 
