@@ -119,6 +119,9 @@ class Cache:
         inventory.sweep(self._layout, written_before=self._now() - WORK_KEPT_S)
         folder = self._layout.work / key_of(uri)
         with working(folder, wait=True):
+            if not (folder / STATE_NAME).exists():
+                # Of one that was killed while this one waited for the lock.
+                shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(exist_ok=True, mode=0o700)
             try:
                 yield folder

@@ -116,7 +116,8 @@ def _download(
         code = process.wait()
     if code != 0:
         with suppress(OSError):
-            last.extend(log.read_text("utf-8", "replace").splitlines())
+            lines = log.read_text("utf-8", "replace").splitlines()
+            last.extend(line for line in lines if _UNREACHABLE.search(line))
         _explain(source, [_printable(line) for line in last], max_bytes)
 
 

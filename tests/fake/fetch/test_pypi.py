@@ -174,24 +174,49 @@ def test_stop_ends_pip_and_leaves_nothing(index: PackageIndex, cache: Cache) -> 
     assert list((cache.root / "work").iterdir()) == []
 
 
-def test_kill_ends_pip_and_the_next_start_clears_up(index: PackageIndex, cache: Cache) -> None:
-    index.release.clear()
+def start(cache: Cache) -> subprocess.Popen[bytes]:
+    """A process that fetches."""
     code = (
         "import sys\nfrom pathlib import Path\n"
         "from servewright_runtime.fetch.cache import Cache\n"
         "from servewright_runtime.fetch.source import fetch\n"
         "fetch(sys.argv[1], cache=Cache(Path(sys.argv[2])))\n"
     )
-    child = subprocess.Popen([sys.executable, "-c", code, SOURCE, str(cache.root)])
-    assert index.started.wait(30)
-    [pip] = psutil.Process(child.pid).children()
-    child.kill()
-    child.wait()
+    return subprocess.Popen([sys.executable, "-c", code, SOURCE, str(cache.root)])
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process that runs pip, and see pip end."""
+    [pip] = psutil.Process(process.pid).children()
+    process.kill()
+    process.wait()
     eventually(lambda: not pip.is_running() or pip.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_kill_ends_pip_and_the_next_start_clears_up(index: PackageIndex, cache: Cache) -> None:
+    index.release.clear()
+    process = start(cache)
+    assert index.started.wait(30)
+    kill(process)
     assert len(list((cache.root / "work").iterdir())) == 2
     index.release.set()
     fetch(SOURCE, cache=cache).close()
     assert list((cache.root / "work").iterdir()) == []
+    assert len(cache.entries()) == 1
+
+
+def test_who_waited_for_one_that_is_killed_fetches_in_its_place(
+    index: PackageIndex, cache: Cache
+) -> None:
+    index.release.clear()
+    first = start(cache)
+    assert index.started.wait(30)
+    second = start(cache)
+    waiter = psutil.Process(second.pid)
+    eventually(lambda: any(file.path.endswith(".lock") for file in waiter.open_files()))
+    kill(first)
+    index.release.set()
+    assert second.wait(30) == 0
     assert len(cache.entries()) == 1
 
 
