@@ -18,15 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from servewright_api import ModelService
 from servewright_runtime.config import ReplicaModel, check_served_names, resolve
@@ -39,7 +31,13 @@ from servewright_runtime.supervisor import run as supervise
 
 _KEY_VARIABLE = "API_KEY"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-# Hex digits of a made key's random part: 192 bits.
+_PHASES = {
+    Phase.STARTING: "Starting Ray",
+    Phase.LOADING: "Loading the weights",
+    Phase.WARMING: "Waiting for the probe's answer",
+    Phase.DRAINING: "Draining: finishing what is in flight; Ctrl-C again stops at once",
+}
+# Random bytes of a made key: 192 bits cannot be guessed.
 _KEY_BYTES = 24
 
 
@@ -175,8 +173,7 @@ class Voice(Audience):
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
+            TextColumn("{task.fields[detail]}"),
             TimeRemainingColumn(),
             console=self.err,
             transient=True,
@@ -195,11 +192,12 @@ class Voice(Audience):
     def watch_fetch(self, service: ModelService, cache: Cache) -> Fetched:
         """Fetch the model's file with a bar; called in the thread of `Start.prepare`."""
         started_at = time.monotonic()
-        bar = self._bars.add_task(f"Fetching {service.served_name}", total=None)
+        bar = self._bars.add_task(f"Fetching {service.served_name}", total=None, detail="")
         model = service.spec.model
 
         def progress(done: int, total: int | None) -> None:
-            self._bars.update(bar, completed=done, total=total)
+            of = "" if total is None else f" of {total / 1e6:.1f}"
+            self._bars.update(bar, completed=done, total=total, detail=f"{done / 1e6:.1f}{of} MB")
 
         try:
             fetched = fetch(model.source, digest=model.digest, cache=cache, progress=progress)
@@ -219,14 +217,12 @@ class Voice(Audience):
             if self._phase_bar is not None:
                 self._bars.remove_task(self._phase_bar)
                 self._phase_bar = None
-            if phase is Phase.DRAINING:
-                self._say("Draining: finishing what is in flight; Ctrl-C again stops at once")
-            elif phase not in (Phase.FETCHING, Phase.READY):
-                self._say(f"{phase.value} ...")
-        if fraction is not None and self.err.is_terminal:
+            if phase in _PHASES:
+                self._say(_PHASES[phase])
+        if fraction is not None and phase in _PHASES:
             if self._phase_bar is None:
-                self._phase_bar = self._bars.add_task(phase.value, total=1.0)
-            self._bars.update(self._phase_bar, completed=fraction)
+                self._phase_bar = self._bars.add_task(_PHASES[phase], total=1.0, detail="")
+            self._bars.update(self._phase_bar, completed=fraction, detail=f"{fraction:.0%}")
 
     def on_ready(self, url: str) -> None:
         """What the user waited for: the URL and a line to paste."""

@@ -106,8 +106,8 @@ def test_a_run_without_a_terminal_is_told_in_plain_lines() -> None:
         voice.on_ready(URL)
         voice.on_phase(Phase.DRAINING, None)
     assert err.getvalue().splitlines() == [
-        "Loading ...",
-        "Warming ...",
+        "Loading the weights",
+        "Waiting for the probe's answer",
         "Draining: finishing what is in flight; Ctrl-C again stops at once",
     ]
     assert "\x1b" not in out.getvalue() + err.getvalue()
