@@ -84,6 +84,13 @@ def test_all_logprobs_go_out_when_the_length_ends_the_answer() -> None:
     assert ended == [ord("S"), 0xC3]
 
 
+def test_a_token_after_an_unfinished_character_stands_behind_its_replacement() -> None:
+    tracker = LogprobTracker(TOKENIZER)
+    assert push(tracker, "", b"\xc3") == []
+    output = Output("r", "\ufffdx", [ord("x")], [TokenLogprob(ord("x"), -1.0)])
+    assert [offset for offset, _ in tracker.push(output)] == [0, 1]
+
+
 def test_a_token_is_named_by_its_text_its_bytes_or_its_name() -> None:
     assert token_name(65, TOKENIZER) == "A"
     assert token_name(0xFF, TOKENIZER) == "bytes:\\xff"

@@ -30,8 +30,12 @@ class LogprobTracker:
     def push(self, output: Output) -> list[tuple[int, TokenLogprob]]:
         """What goes out with `output.text`: each token with its offset in the whole text."""
         for item in output.logprobs:
-            self._waiting.append((self._drawn_chars, item))
-            text = self._decoder.decode(self._tokenizer.token_bytes(item.token_id))
+            raw = self._tokenizer.token_bytes(item.token_id)
+            text = self._decoder.decode(raw)
+            # What is whole by itself stands behind the U+FFFD of a character left unfinished.
+            own = _decoded(raw)
+            before = len(text) - len(own) if own is not None else 0
+            self._waiting.append((self._drawn_chars + before, item))
             self._drawn_chars += len(text)
         self._sent_chars += len(output.text)
         if output.finish_reason is FinishReason.LENGTH:
@@ -90,7 +94,13 @@ def token_name(token_id: int, tokenizer: Tokenizer) -> str:
     raw = tokenizer.token_bytes(token_id)
     if not raw:
         return tokenizer.token_text(token_id)
+    text = _decoded(raw)
+    return text if text is not None else "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+def _decoded(raw: bytes) -> str | None:
+    """The text of bytes that are whole characters."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+        return None
