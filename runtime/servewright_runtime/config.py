@@ -153,6 +153,11 @@ def kv_plan(config: LlamaConfig, model: ReplicaModel) -> KvPlan:
             f"{model.title}: spec.engine.maxModelLen is {wanted_len}, but the model was made for "
             f"{config.context_length} tokens; choose at most that."
         )
+    if config.context_length < 2:
+        raise ConfigError(
+            f"{model.title}: the model's header gives it a context of {config.context_length} "
+            "token, but a prompt and an answer take two; use a whole model."
+        )
     limit_bytes = model.kv_bytes if model.kv_bytes is not None else model.kv_limit_bytes
     limit_blocks = limit_bytes // block_bytes
     if limit_blocks == 0:

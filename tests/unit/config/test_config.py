@@ -146,9 +146,14 @@ def test_what_does_not_fit_is_refused_with_the_numbers(changes: dict[str, Any], 
         kv_plan(make_llama_config(), make_replica_model(changes))
 
 
+def test_a_context_without_room_for_an_answer_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a context of 1 token"):
+        kv_plan(make_llama_config(context_length=1), make_replica_model())
+
+
 @given(
     memory_bytes=st.integers(2**20, 2**36),
-    context_length=st.integers(1, 2**20),
+    context_length=st.integers(2, 2**20),
     max_batch=st.integers(1, 256),
 )
 def test_one_sequence_of_the_longest_always_fits(
