@@ -128,9 +128,16 @@ def completion(**fields: Any) -> dict[str, Any]:
 
 
 def start(
-    folder: Path, changes: Mapping[str, Any] | None = None, *, port: int | None = None
+    folder: Path,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    port: int | None = None,
+    wrapper: Sequence[str] = (),
 ) -> Run:
-    """Start a run of a tiny model; not yet ready. `changes` to its manifest by field path."""
+    """Start a run of a tiny model; not yet ready.
+
+    changes: to its manifest, by field path. wrapper: a command that executes the one after it.
+    """
     model = make_tiny_gguf(folder / "tiny.gguf", context_length=8192)
     manifest = make_manifest(
         {
@@ -145,11 +152,6 @@ def start(
     )
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(manifest))
-    return start_manifest(folder, [path], port=port)
-
-
-def start_manifest(folder: Path, manifests: Sequence[Path], *, port: int | None = None) -> Run:
-    """Start a run of what `manifests` say."""
     port, admin_port = port or free_port(), free_port()
     (folder / "home").mkdir()
     (folder / "termination").touch()
@@ -160,7 +162,7 @@ def start_manifest(folder: Path, manifests: Sequence[Path], *, port: int | None 
         "SERVEWRIGHT_TERMINATION_LOG": str(folder / "termination"),
         "RAY_ADDRESS": "127.0.0.1:1",  # a user's cluster, which no run may touch
     }
-    command = [sys.executable, "-m", "servewright_runtime.cli", "run", *map(str, manifests)]
+    command = [*wrapper, sys.executable, "-m", "servewright_runtime.cli", "run", str(path)]
     command += ["--port", str(port), "--admin-port", str(admin_port)]
     with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=err)

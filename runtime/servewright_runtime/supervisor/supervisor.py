@@ -41,6 +41,8 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _SAME_SIGNAL_S = 0.5
 _GRACE_S = 0.3  # for the last words of a process that has just died, and for the cgroup's count
 
+_BEFORE_READY = {Phase.FETCHING, Phase.STARTING, Phase.LOADING, Phase.WARMING}
+
 # By command names, which the kernel cuts to 15 characters. The raylet ends with either of its
 # agents. The Serve controller is not here: Ray restarts it, and it takes the replica over.
 _RAY_PROCESSES = {
@@ -151,9 +153,11 @@ class Supervisor:
 
     def _end(self, ending: Ending) -> None:
         """The first ending counts. A lack of memory is the cause of whatever else it looks like."""
-        killed = (oom_kills() or 0) - (self._oom_kills_before or 0)
-        if ending.exit_code == 1 and killed > 0:
-            message = f"Out of memory: the kernel killed {killed} process(es). {ending.message}"
+        if ending.exit_code == 1 and (killed := self._oom_kills()):
+            message = (
+                f"Out of memory: the kernel killed {killed} process(es); give it more memory or "
+                f"serve a smaller model. {ending.message}"
+            )
             ending = Ending(OUT_OF_MEMORY, "OutOfMemory", message)
         if not self._ended.done():
             self._ended.set_result(ending)
@@ -250,8 +254,17 @@ class Supervisor:
     # Health
 
     async def _watch_health(self) -> None:
-        why = await self._health.watch(self._children.reap)
+        why = await self._health.watch(self._tick)
         self._end(Ending(1, "NotAlive", f"The replica failed its health checks: {why}"))
+
+    def _tick(self) -> None:
+        self._children.reap()
+        if self._phase in _BEFORE_READY and self._oom_kills():
+            # It may have been one of Ray's workers, for which Ray would wait long.
+            self._end(Ending(1, "OutOfMemory", "It was starting."))
+
+    def _oom_kills(self) -> int:
+        return (oom_kills() or 0) - (self._oom_kills_before or 0)
 
     async def _readyz(self) -> Answer:
         if self._phase is not Phase.READY:
@@ -290,7 +303,7 @@ class Supervisor:
             self._health.port = None
             self._enter(Phase.DRAINING)
             self._spawn(self._drain())
-        elif self._phase is not Phase.DRAINING:
+        elif self._phase in _BEFORE_READY:
             self._end(Ending(0, "Stopped", "Stopped before it was ready."))
         # Runners and shells pass a signal on to a process that has already got it.
         elif number is signal.SIGINT and now - self._stop_asked_at > _SAME_SIGNAL_S:
