@@ -24,7 +24,8 @@ from servewright_runtime.models.loaded import LoadedModel
 from servewright_runtime.serve.sockets import HttpServer
 from support.scripted_model import ScriptedRunner, loaded
 
-WAIT_S = 10.0
+# Long enough for a machine that does much else; reached only by what would never come.
+WAIT_S = 30.0
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import orjson
 import pytest
 
 from support.scripted_model import EOS, ScriptedRunner, loaded
-from support.serving import Model, Server, serving, sse
+from support.serving import WAIT_S, Model, Server, serving, sse
 
 TEXT = "Grüße, 世界! 🦙🦙 and a long tail of plain words."
 
@@ -231,12 +232,12 @@ async def test_timing_comes_only_when_asked_for(http: httpx.AsyncClient) -> None
 
 
 async def test_an_answer_that_fails_after_its_beginning_ends_with_an_error_and_no_done() -> None:
-    steps = 0
+    has_begun = threading.Event()
+    steps = itertools.count(1)
 
     def fail_at_step_5(batch: object) -> None:
-        nonlocal steps
-        steps += 1
-        if steps == 5:
+        if next(steps) == 5:
+            assert has_begun.wait(WAIT_S)
             raise RuntimeError("injected")
 
     runner = ScriptedRunner(on_step=fail_at_step_5)
@@ -247,6 +248,7 @@ async def test_an_answer_that_fails_after_its_beginning_ends_with_an_error_and_n
         body = {"model": "tiny", "prompt": "x", "max_tokens": 50, "stream": True}
         async with http.stream("POST", "/v1/completions", json=body) as answer:
             assert answer.status_code == 200
+            has_begun.set()
             events = sse(await answer.aread())
         error = orjson.loads(events[-1])["error"]
         assert error["type"] == "server_error"
