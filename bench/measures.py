@@ -87,6 +87,7 @@ def serving(plan: Plan, result: Result, repeat: int) -> None:
         if server is None:
             continue
         with server:
+            at_start = server.memory()
             server.load(
                 plan.words,
                 streams=plan.most_streams,
@@ -103,10 +104,11 @@ def serving(plan: Plan, result: Result, repeat: int) -> None:
                     tokens_out=TOKENS_OUT,
                 )
                 _add_load(result, who, streams, measured)
-            memory = server.memory()
+            at_end = server.memory()
         result.add("ready_s", who, server.ready_s)
-        result.add("memory_largest_bytes", who, memory.largest_process)
-        result.add("memory_all_bytes", who, memory.all_processes)
+        result.add("ready_memory_bytes", who, at_start.largest_process)
+        result.add("loaded_memory_bytes", who, at_end.largest_process)
+        result.add("all_memory_bytes", who, at_end.all_processes)
         if who == OURS:
             in_process_load(plan, result, repeat)
 
