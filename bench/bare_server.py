@@ -32,7 +32,7 @@ async def serve(manifest: Path, model: Path, *, port: int) -> None:
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     await ended.wait()
-    await host.drain()
+    await host.drain(linger_s=0.0)
 
 
 def main() -> None:

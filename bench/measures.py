@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import statistics
-import time
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,16 @@ from bench.rivals import Rival, bare_server, in_process, servewright_run
 from bench.servers import Server
 
 TOKENS_IN = TOKENS_OUT = 64
+# Takes the core that it is told; ends by itself should the bench be killed.
+NEIGHBOUR = """
+import os, sys, time
+os.sched_setaffinity(0, {int(sys.argv[1])})
+end = time.monotonic() + float(sys.argv[2])
+print(flush=True)
+while time.monotonic() < end:
+    pass
+"""
+NEIGHBOUR_S = 300
 # Long enough for a median over tens of passes, short beside the rest of a repetition.
 READ_SECONDS = 0.7
 
@@ -178,24 +188,11 @@ def _seed(repeat: int, load: int) -> int:
 def _busy_core() -> Iterator[None]:
     """Keep the first of our cores busy with another process."""
     core = min(os.sched_getaffinity(0))
-    context = multiprocessing.get_context("spawn")
-    started = context.Event()
-    neighbour = context.Process(target=_burn, args=(core, started), daemon=True)
-    neighbour.start()
-    try:
-        if not started.wait(timeout=30):
-            raise TimeoutError("the busy neighbour did not start within 30 s")
-        yield
-    finally:
-        neighbour.kill()
-        neighbour.join()
-
-
-def _burn(core: int, started: Any) -> None:
-    os.sched_setaffinity(0, {core})
-    started.set()
-    parent = os.getppid()
-    while os.getppid() == parent:  # a killed bench leaves no neighbour behind
-        end = time.perf_counter() + 0.1
-        while time.perf_counter() < end:
-            pass
+    command = [sys.executable, "-I", "-c", NEIGHBOUR, str(core), str(NEIGHBOUR_S)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as neighbour:
+        assert neighbour.stdout is not None
+        neighbour.stdout.readline()  # it says when it has begun
+        try:
+            yield
+        finally:
+            neighbour.kill()
