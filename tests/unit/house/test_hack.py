@@ -1,0 +1,76 @@
+"""The scripts that make and CI trust."""
+
+from __future__ import annotations
+
+import importlib.util
+from types import ModuleType
+
+import pytest
+
+from support.tree import ROOT
+
+
+def script(name: str) -> ModuleType:
+    """hack/NAME.py as a module."""
+    spec = importlib.util.spec_from_file_location(f"hack_{name}", ROOT / "hack" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def report(*cases: tuple[str, str | None]) -> str:
+    """A JUnit report of (class name, reason of a skip)."""
+    inner = "".join(
+        f'<testcase classname="{name}" name="test_x">'
+        + (f'<skipped type="pytest.skip" message="{reason}"/>' if reason is not None else "")
+        + "</testcase>"
+        for name, reason in cases
+    )
+    return f"<testsuites><testsuite>{inner}</testsuite></testsuites>"
+
+
+ALL_RAN = [("tests.unit.a", None), ("tests.fake.a", None), ("tests.runtime.a", None)]
+
+
+def test_generated_files_are_up_to_date() -> None:
+    for path, text in script("gen").generated(ROOT).items():
+        assert (ROOT / path).read_text() == text, f"run make gen: {path}"
+
+
+def test_a_run_of_every_tier_is_fine() -> None:
+    assert script("skips").verdict(report(*ALL_RAN)) == []
+
+
+@pytest.mark.parametrize(
+    ("reason", "wrong"),
+    [
+        ("needs both back ends of 16 lanes", False),
+        ("fused kernels: this CPU has no AVX2", False),
+        ("too slow", True),
+        ("SmolLM2 cannot be fetched: no network", True),
+        ("", True),
+    ],
+)
+def test_only_what_the_machine_explains_may_be_skipped(reason: str, wrong: bool) -> None:
+    found = script("skips").verdict(report(*ALL_RAN, ("tests.unit.b", reason)))
+    assert bool(found) == wrong
+
+
+def test_a_tier_that_was_skipped_whole_is_told() -> None:
+    found = script("skips").verdict(report(*ALL_RAN[:2], ("tests.runtime.a", "this CPU is odd")))
+    assert found == ["no test of tests/runtime ran"]
+
+
+def test_the_lock_leaves_out_what_only_a_platform_adds() -> None:
+    names = [
+        ("torch", "2.13.0+cpu"),
+        ("nvidia-cudnn-cu13", "1"),
+        ("triton", "3"),
+        ("cuda-bindings", "13"),
+        ("Typing_Extensions", "4.16.0"),
+        ("servewright", "0.1.0"),
+    ]
+    installs = [{"metadata": {"name": name, "version": version}} for name, version in names]
+    assert script("lock").locked(installs) == ["torch==2.13.0", "typing-extensions==4.16.0"]
