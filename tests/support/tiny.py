@@ -153,13 +153,20 @@ def make_tiny_gguf(
     add_bos: bool = False,
     pre: str = "gpt-2",
     metadata: Mapping[str, str | int | float | bool] | None = None,
+    omit: Sequence[str] = (),
+    extra_vectors: Mapping[str, Sequence[float]] | None = None,
+    token_types: Mapping[str, int] | None = None,
+    merges: Sequence[str] | None = None,
+    same_layers: bool = False,
 ) -> Path:
     """Write a random Llama model to `path` and return it. The same arguments give the same bytes.
 
     tensor_type: of all matrices; tensor_types overrides it by tensor name ("blk.0.attn_q.weight")
     or role ("attn_q"); head_type is the embedding's (and an untied head's). Norms are F32.
     rope_scale_factor: linear scaling, as its GGUF key means it (positions are divided by it).
-    metadata: further keys, of any name, that win over those written here.
+    metadata: further keys, of any name, that win over those written here; omit: keys left out.
+    token_types: by token, instead of those of `tiny_vocab`; merges: instead of its merges.
+    extra_vectors: further F32 tensors. same_layers: matrices of one shape hold the same numbers.
     """
     rng = np.random.default_rng(seed)
     head_dim = head_dim or hidden // heads
@@ -191,13 +198,17 @@ def make_tiny_gguf(
         fields["tokenizer.chat_template"] = chat_template
     fields.update(metadata or {})
 
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, str(fields.pop("general.architecture", "llama")))
     for key, value in fields.items():
-        _add(writer, key, value)
-    tokens, types, merges = tiny_vocab(vocab)
+        if key not in omit:
+            _add(writer, key, value)
+    tokens, types, known_merges = tiny_vocab(vocab)
+    changed = token_types or {}
     writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    writer.add_token_merges(merges)
+    writer.add_token_types(
+        [changed.get(token, kind) for token, kind in zip(tokens, types, strict=True)]
+    )
+    writer.add_token_merges(known_merges if merges is None else merges)
 
     def type_of(name: str) -> TensorType:
         role = name.split(".")[-2]
@@ -207,10 +218,14 @@ def make_tiny_gguf(
             default = head_type or tensor_type
         return TensorType[table.get(name, table.get(role, default))]
 
+    made: dict[tuple[object, ...], npt.NDArray[np.generic]] = {}
+
     def matrix(name: str, rows: int, cols: int, gain: float) -> None:
         kind = type_of(name)
-        data = random_tensor(rng, rows, cols, kind, gain / cols**0.5)
-        writer.add_tensor(name, data, raw_dtype=kind)
+        key = (rows, cols, kind, None if same_layers else name)
+        if key not in made:
+            made[key] = random_tensor(rng, rows, cols, kind, gain / cols**0.5)
+        writer.add_tensor(name, made[key], raw_dtype=kind)
 
     def vector(name: str, values: npt.NDArray[np.float32]) -> None:
         writer.add_tensor(name, values, raw_dtype=TensorType.F32)
@@ -237,6 +252,8 @@ def make_tiny_gguf(
         matrix("output.weight", vocab, hidden, 2.5)
     if rope_factors is not None:
         vector("rope_freqs.weight", np.asarray(rope_factors, dtype=np.float32))
+    for name, numbers in (extra_vectors or {}).items():
+        vector(name, np.asarray(numbers, dtype=np.float32))
 
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -254,3 +271,24 @@ def _add(writer: gguf.GGUFWriter, key: str, value: str | int | float | bool) -> 
         writer.add_float32(key, value)
     else:
         writer.add_string(key, value)
+
+
+def make_large_gguf(path: Path, size: int, *, tensor_type: str = "Q4_0") -> Path:
+    """Write a Llama file of at least `size` bytes in about a second a gigabyte.
+
+    For measurements of loading and memory: Llama 2's proportions at a width of 2048, as many
+    layers as it takes, all of the same weights, with the tiny vocabulary.
+    """
+    hidden, ffn, kv_dims = 2048, 5632, 512
+    block, block_bytes = gguf.GGML_QUANT_SIZES[TensorType[tensor_type]]
+    layer_bytes = hidden * (2 * hidden + 2 * kv_dims + 3 * ffn) // block * block_bytes
+    return make_tiny_gguf(
+        path,
+        tensor_type=tensor_type,
+        layers=-(-size // layer_bytes),
+        hidden=hidden,
+        heads=32,
+        kv_heads=8,
+        ffn=ffn,
+        same_layers=True,
+    )

@@ -91,6 +91,8 @@ class JinjaChatTemplate:
     def _ask(self, request: dict[str, Any]) -> dict[str, str]:
         if self._broken is not None:
             return {"error": self._broken}
+        if self._worker is not None and self._worker.has_ended:  # killed while it was idle
+            self._drop_worker()
         try:
             if self._worker is None:
                 self._worker = _Worker(self._first)
@@ -131,6 +133,11 @@ class _Worker:
         self.is_compiled = False
         with contextlib.suppress(_WorkerGoneError):  # `receive` will find it gone
             self.send(first)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process is gone before it was asked."""
+        return self._process.poll() is not None
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Write a message, whole. Raises _WorkerGoneError."""

@@ -60,7 +60,9 @@ def to_json(
 def compile_template(source: str) -> jinja2.Template:
     """`source` in the environment that transformers gives chat templates, sandboxed."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[Generation, jinja2.ext.loopcontrols],
     )
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = refuse
@@ -120,7 +122,9 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
         cpu_s: float = first["cpu_s"]
-        constants = {"bos_token": first["bos_token"], "eos_token": first["eos_token"]}
+        # Templates test `tools` and `documents`, which transformers always defines.
+        constants = {key: first[key] for key in ("bos_token", "eos_token")}
+        constants |= {"tools": None, "documents": None}
         # SIGPROF counts processor time, so a busy machine takes nothing from a good template;
         # it is not caught, so no `except` and no long call in C can outlast it.
         signal.setitimer(signal.ITIMER_PROF, cpu_s)

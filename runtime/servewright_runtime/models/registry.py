@@ -10,7 +10,8 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from servewright_runtime.errors import ConfigError
+from servewright_runtime import native
+from servewright_runtime.errors import ConfigError, StartError
 from servewright_runtime.models.bpe import build_tokenizer
 from servewright_runtime.models.gguf import MAGIC, GGUFFile
 from servewright_runtime.models.llama import read_config
@@ -30,12 +31,18 @@ CHUNK_BYTES = 8 << 20
 CHUNK_ROWS = 32
 
 
-class _LoadingRunner(Runner, Protocol):
+class Loading(Protocol):
+    """What a runner has besides `Runner` until it is sealed."""
+
     def load(
         self, name: str, tensor_type: str, first_row: int, rows: npt.NDArray[np.uint8]
     ) -> None: ...
 
     def seal(self) -> None: ...
+
+
+class _LoadingRunner(Runner, Loading, Protocol):
+    pass
 
 
 def detect_format(path: Path) -> str:
@@ -80,23 +87,28 @@ def load(
         config = read_config(file)
         tokenizer = build_tokenizer(file, config.vocab_size)
         runner = _make_runner(file, config, kernel, num_blocks(config), threads)
+        model = LoadedModel(runner=runner, tokenizer=tokenizer, format=found, bytes=file.size)
         try:
-            _load_tensors(file, runner, progress)
+            load_tensors(file, runner, progress)
         except BaseException:
-            runner.close()
+            model.close()
             raise
-        return LoadedModel(runner=runner, tokenizer=tokenizer, format=found, bytes=file.size)
+        return model
 
 
 def _make_runner(
     file: GGUFFile, config: LlamaConfig, kernel: Kernel, num_blocks: int, threads: int
 ) -> _LoadingRunner:
     if kernel != "Reference":
-        from servewright_runtime import native
-
-        obstacle = _fused_obstacle(file)
+        obstacle = _fused_obstacle(file, config)
         if obstacle is None:
-            return native.NativeRunner(config, num_blocks=num_blocks, threads=threads)
+            try:
+                return native.NativeRunner(config, num_blocks=num_blocks, threads=threads)
+            except MemoryError:
+                raise StartError(
+                    f"{file.path}: {num_blocks} KV blocks and the weights do not fit in this "
+                    "process's memory; lower engine.kvCache."
+                ) from None
         if kernel == "Fused":
             raise ConfigError(
                 f"{file.path}: engine.kernel is Fused, but {obstacle}; "
@@ -112,10 +124,8 @@ def _make_runner(
     return TorchRunner(config, num_blocks=num_blocks, threads=threads)
 
 
-def _fused_obstacle(file: GGUFFile) -> str | None:
+def _fused_obstacle(file: GGUFFile, config: LlamaConfig) -> str | None:
     """Why the fused kernels cannot run this file here, as the end of a sentence."""
-    from servewright_runtime import native
-
     reason = native.unavailable()
     if reason is not None:
         return f"the fused kernels cannot run here ({reason.rstrip('.')})"
@@ -125,12 +135,12 @@ def _fused_obstacle(file: GGUFFile) -> str | None:
                 f"the tensor {tensor.name} has the type {tensor.type}, "
                 f"and the fused kernels read {', '.join(sorted(native.NATIVE_TYPES))}"
             )
-    return None
+    reason = native.unfit(config)
+    return None if reason is None else f"they cannot run this model ({reason.rstrip('.')})"
 
 
-def _load_tensors(
-    file: GGUFFile, runner: _LoadingRunner, progress: Callable[[int, int], None]
-) -> None:
+def load_tensors(file: GGUFFile, runner: Loading, progress: Callable[[int, int], None]) -> None:
+    """Stream all tensors into `runner` and seal it."""
     total = sum(tensor.nbytes for tensor in file.tensors.values())
     done = 0
     progress(done, total)

@@ -102,7 +102,10 @@ class Runner(Protocol):
     config: LlamaConfig
     num_blocks: int
     kernel: str  # what runs, for people: "avx512", "reference (torch 2.13.0)"
-    weights_bytes: int
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes that the weights take in memory."""
 
     def step(self, batch: StepBatch) -> StepResult:
         """Run the batch, append to the KV cache, draw tokens. Releases the GIL.

@@ -107,9 +107,7 @@ def _draw(values: Doubles, batch: SamplingBatch, row: int) -> int:
     ids = np.flatnonzero(weights >= float(batch.min_p[row]))
     top_k, top_p = int(batch.top_k[row]), float(batch.top_p[row])
     if top_k or top_p < 1.0:
-        ids = ids[
-            np.argsort(-weights[ids], kind="stable")
-        ]  # best first, then by id
+        ids = ids[np.argsort(-weights[ids], kind="stable")]  # best first, then by id
         if top_k:
             ids = ids[:top_k]
         if top_p < 1.0:
