@@ -35,7 +35,7 @@ COMMON = ["-std=c++17", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra
 # GCC 12's own AVX-512 header trips -Wmaybe-uninitialized.
 KERNELS = [
     *("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing", "-fno-exceptions"),
-    *("-fno-rtti", "-Wno-maybe-uninitialized", "-Wno-ignored-attributes"),
+    *("-fno-rtti", "-fno-tree-reassoc", "-Wno-maybe-uninitialized", "-Wno-ignored-attributes"),
 ]
 
 

@@ -91,19 +91,20 @@ typedef void (*TileFunction)(const uint8_t* w, const uint8_t* a, int cols, float
 
 template <TensorType TYPE, bool FLOAT>
 TileFunction tile_function(int tokens) {
-#define SW_TILE(M) \
-  case M:          \
-    return FLOAT ? float_tile<M, TYPE> : quantised_tile<M, TYPE>;
+// Sizes beyond TILE repeat TILE's kernel and are never asked for.
+#define SW_TILE(M)                          \
+  case M: {                                 \
+    constexpr int size = M < TILE ? M : TILE; \
+    return FLOAT ? float_tile<size, TYPE> : quantised_tile<size, TYPE>; \
+  }
   switch (tokens) {
     SW_TILE(1)
     SW_TILE(2)
     SW_TILE(3)
-#if defined(SW_AVX512)
     SW_TILE(4)
     SW_TILE(5)
     SW_TILE(6)
     SW_TILE(7)
-#endif
   }
 #undef SW_TILE
   return FLOAT ? float_tile<TILE, TYPE> : quantised_tile<TILE, TYPE>;

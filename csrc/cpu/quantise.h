@@ -19,10 +19,12 @@ using servewright::NormArgs;
 constexpr int VECTORS = BLOCK / LANES;  // of a block
 
 // Tokens of an activation tile: the accumulators that fit the registers beside the weights.
-#if defined(SW_AVX512)
-constexpr int TILE = 8;  // 8 accumulators, 8 weights, scale and temporaries of 32 registers
+#if defined(SW_AVX512) || defined(SW_AVX2X16)
+constexpr int TILE = 8;  // 8 sums, 8 weights, scale and temporaries of 32 registers
+#elif defined(SW_AVX2)
+constexpr int TILE = 6;  // 6 int16 sums, 2 weights, mask and temporaries of 16; measured over 3-6
 #else
-constexpr int TILE = 4;  // 4 accumulators, 4 int16 sums, 2 weights and temporaries of 16
+constexpr int TILE = 4;
 #endif
 
 SW_INLINE int tile_tokens(const Activations& a, int tile) {
@@ -49,10 +51,7 @@ SW_INLINE void store_activation_block(const Activations& a, int token, int block
     uint8_t* out = tile_q8(a, tile) + (size_t)block * tokens * ACTIVATION_BYTES;
     // As integers, magnitudes order like the floats, and NaN is above infinity: it survives.
     I magnitude = (I)x[0] & 0x7fffffff;
-    for (int v = 1; v < VECTORS; ++v) {
-      const I next = (I)x[v] & 0x7fffffff;
-      magnitude = magnitude > next ? magnitude : next;
-    }
+    for (int v = 1; v < VECTORS; ++v) magnitude = maximum(magnitude, (I)x[v] & 0x7fffffff);
     const int32_t bits = largest(magnitude);
     const float most = load_float(&bits);
     const float scale = most / 127.0f;

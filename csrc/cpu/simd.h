@@ -72,35 +72,42 @@ constexpr I LANE_NUMBERS = {0, 1, 2, 3, 4, 5, 6, 7};
 SW_INLINE F swap_pairs(F x) { return __builtin_shuffle(x, I{1, 0, 3, 2, 5, 4, 7, 6}); }
 #endif
 
-// Horizontal reductions by halves: one order for every caller.
+// Horizontal reductions by halves, one order for every caller: lane i takes lane i + LANES / 2, then
+// i + LANES / 4, ... Lane 0 has the result.
+#if SW_LANES == 16
+#define SW_REDUCE(x, take)                                                             \
+  x = take(x, __builtin_shuffle(x, I{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7})); \
+  x = take(x, __builtin_shuffle(x, I{4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3}));       \
+  x = take(x, __builtin_shuffle(x, I{2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1}));       \
+  x = take(x, __builtin_shuffle(x, I{1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0}));
+#else
+#define SW_REDUCE(x, take)                                         \
+  x = take(x, __builtin_shuffle(x, I{4, 5, 6, 7, 0, 1, 2, 3}));    \
+  x = take(x, __builtin_shuffle(x, I{2, 3, 0, 1, 2, 3, 0, 1}));    \
+  x = take(x, __builtin_shuffle(x, I{1, 0, 1, 0, 1, 0, 1, 0}));
+#endif
+SW_INLINE I maximum(I a, I b) { return a > b ? a : b; }
+template <class V>
+SW_INLINE V added(V a, V b) {
+  return a + b;
+}
 SW_INLINE float sum(F x) {
-  float a[LANES];
-  store(a, x);
-  for (int half = LANES / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) a[i] += a[i + half];
-  return a[0];
-}
-SW_INLINE float largest(F x) {
-  float a[LANES];
-  store(a, x);
-  for (int half = LANES / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) a[i] = a[i] > a[i + half] ? a[i] : a[i + half];
-  return a[0];
-}
-SW_INLINE int32_t largest(I x) {
-  int32_t a[LANES];
-  store(a, x);
-  for (int half = LANES / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) a[i] = a[i] > a[i + half] ? a[i] : a[i + half];
-  return a[0];
+  SW_REDUCE(x, added)
+  return x[0];
 }
 SW_INLINE int32_t sum(I x) {
-  int32_t a[LANES];
-  store(a, x);
-  for (int half = LANES / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) a[i] += a[i + half];
-  return a[0];
+  SW_REDUCE(x, added)
+  return x[0];
 }
+SW_INLINE float largest(F x) {
+  SW_REDUCE(x, maximum)
+  return x[0];
+}
+SW_INLINE int32_t largest(I x) {
+  SW_REDUCE(x, maximum)
+  return x[0];
+}
+#undef SW_REDUCE
 
 // a * b + c
 #if defined(SW_AVX512)

@@ -323,5 +323,5 @@ def test_an_installation_without_kernels_says_so(monkeypatch: pytest.MonkeyPatch
     why = native.unavailable()
     assert why is not None
     assert "engine.kernel to Reference" in why
-    with pytest.raises(ConfigError, match="set engine[.]kernel to Reference"):
+    with pytest.raises(ConfigError, match=r"set engine[.]kernel to Reference"):
         native.chosen_variant()
