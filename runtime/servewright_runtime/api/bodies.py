@@ -1,13 +1,19 @@
-"""Request bodies: bounded in size, time and total memory, then parsed as one JSON object."""
+"""Request bodies: bounded in size, time and total memory, then parsed as one JSON object.
+
+A large body is parsed on a thread: ten megabytes of messages take a second to check, which health
+checks and streams must not wait for.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import orjson
 from starlette.types import Receive
 
+from servewright_runtime.api.aside import aside
 from servewright_runtime.api.call import Call, Disconnected
 from servewright_runtime.api.state import AppState, Bounds
 from servewright_runtime.errors import (
@@ -18,15 +24,24 @@ from servewright_runtime.errors import (
     UnsupportedMediaType,
 )
 
+# Up to here parsing takes a few milliseconds at most.
+INLINE_BYTES = 64 * 1024
+
+T = TypeVar("T")
+
 
 async def read_json(
-    call: Call, receive: Receive, bounds: Bounds, state: AppState
-) -> dict[str, Any]:
-    """The request's body, a JSON object.
+    call: Call,
+    receive: Receive,
+    bounds: Bounds,
+    state: AppState,
+    check: Callable[[dict[str, Any]], T],
+) -> T:
+    """What `check` makes of the request's body, a JSON object.
 
-    Raises UnsupportedMediaType (415), TooLarge (413), RequestTimeout (408), Overloaded (429) when
-    the bodies of all clients together take too much, RequestError (400) with the position of the
-    fault in the JSON, Disconnected when the client went away.
+    Raises what `check` does; UnsupportedMediaType (415), TooLarge (413), RequestTimeout (408);
+    Overloaded (429) when the bodies of all clients together take too much; RequestError (400) with
+    the position of the fault in the JSON; Disconnected when the client went away.
     """
     _check_type(call)
     length = call.content_length
@@ -52,7 +67,8 @@ async def read_json(
                     break
                 if state.buffered_bytes > bounds.buffered_bytes:
                     raise Overloaded("Too many request bodies are on their way; try again later.")
-        return _parse(parts[0] if len(parts) == 1 else b"".join(parts))
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        return await aside(lambda: check(_parse(body)), is_long=size > INLINE_BYTES)
     except TimeoutError:
         call.stalled = True
         raise RequestTimeout(

@@ -95,7 +95,7 @@ class Bounds:
     body_bytes: int = 10 * 1024 * 1024
     buffered_bytes: int = 256 * 1024 * 1024  # of all bodies being read at once
     body_timeout_s: float = 30.0  # from the head's end to the body's end
-    linger_s: float = 2.0  # reading on after an early refusal, so that the client sees it
+    linger_s: float = 5.0  # reading on after an early refusal, so that the client sees it
 
 
 @dataclass(slots=True, eq=False)

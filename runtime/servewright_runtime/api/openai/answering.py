@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from starlette.types import Receive, Send
 
 from servewright_runtime.api.answers import error_body, send_json
+from servewright_runtime.api.aside import aside
 from servewright_runtime.api.call import Call, Disconnected
 from servewright_runtime.api.openai.logprobs import LogprobTracker
 from servewright_runtime.api.openai.params import Generation
@@ -21,6 +22,9 @@ from servewright_runtime.api.state import ServedModel
 from servewright_runtime.engine.requests import FinishReason, Output, Request, Timing, Usage
 from servewright_runtime.engine.streams import Stream
 from servewright_runtime.errors import RequestError
+
+# Tokens with a logprob; writing one takes about a microsecond.
+INLINE_LOGPROBS = 5000
 
 _SSE_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -151,7 +155,12 @@ async def _collect(
         raise result.error
     assert call.usage is not None
     assert call.timing is not None
-    body = wire.whole(choices, call.usage, logprobs=generation.sampling.logprobs)
+    usage, sampling = call.usage, generation.sampling
+    shown = usage.completion_tokens * (1 + sampling.top_logprobs) if sampling.logprobs else 0
+    body = await aside(
+        lambda: wire.whole(choices, usage, logprobs=sampling.logprobs),
+        is_long=shown > INLINE_LOGPROBS,
+    )
     headers = [(b"server-timing", server_timing(call.timing))] if call.wants_timing else []
     await send_json(send, body, headers=headers)
 

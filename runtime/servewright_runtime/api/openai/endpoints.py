@@ -5,24 +5,30 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from servewright_runtime.api.answers import dumps, send_json
+from servewright_runtime.api.aside import aside
 from servewright_runtime.api.bodies import read_json
 from servewright_runtime.api.call import SCOPE_KEY, Call
 from servewright_runtime.api.envelope import unauthorized
 from servewright_runtime.api.openai.answering import Job, answer
 from servewright_runtime.api.openai.fields import Fields, brief
-from servewright_runtime.api.openai.inputs import parse_messages, parse_token_ids
 from servewright_runtime.api.openai.params import Generation, parse_chat, parse_completion
-from servewright_runtime.api.openai.prompts import Encoder, check_ids, engine_requests
+from servewright_runtime.api.openai.prompts import Encoder, check_count, check_ids, engine_requests
+from servewright_runtime.api.openai.tokens import parse_detokenize, parse_tokenize
 from servewright_runtime.api.openai.wire import ChatWire, CompletionWire, Head
 from servewright_runtime.api.state import AppState, Bounds, ServedModel
 from servewright_runtime.errors import NotFound
 from servewright_runtime.metrics import HttpMetrics
+
+T = TypeVar("T")
+
+# Up to here an answer about tokens takes a few milliseconds.
+INLINE_TOKENS = 8192
 
 Handler = Callable[[Call, Scope, Receive, Send], Awaitable[None]]
 
@@ -84,8 +90,9 @@ class OpenAI:
 
     async def completions(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/completions."""
-        request = parse_completion(await self._body(call, receive))
+        request = await self._read(call, receive, parse_completion)
         model = self._model(call, request.generation.model)
+        check_count(model, request.generation, len(request.prompts))
         with model.place():
             prompts = await self._encoder.completion(model, request)
             job = self._job(model, request.generation, prompts, "cmpl", "prompt")
@@ -94,8 +101,9 @@ class OpenAI:
 
     async def chat(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/chat/completions."""
-        request = parse_chat(await self._body(call, receive))
+        request = await self._read(call, receive, parse_chat)
         model = self._model(call, request.generation.model)
+        check_count(model, request.generation, 1)
         with model.place():
             prompt = await self._encoder.chat(model, request.messages)
             job = self._job(model, request.generation, [prompt], "chatcmpl", "messages")
@@ -120,41 +128,30 @@ class OpenAI:
 
     async def tokenize(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /tokenize: ids of a prompt, or of a conversation as the chat endpoint sees it."""
-        fields = Fields(await self._body(call, receive))
-        model = self._model(call, fields.text("model"))
-        with_texts = fields.flag("return_token_strs")
-        messages = parse_messages(fields) if fields.has("messages") else None
-        prompt = fields.text("prompt") if messages is None else None
-        has_opening = messages is not None and fields.flag("add_generation_prompt", default=True)
-        add_special = fields.flag("add_special_tokens", default=messages is None)
-        fields.close({})
+        request = await self._read(call, receive, parse_tokenize)
+        model = self._model(call, request.model)
         with model.place():
-            if messages is not None:
-                prompt = await self._encoder.render(
-                    model, messages, add_generation_prompt=has_opening
-                )
-            if prompt is None:
-                raise fields.missing("prompt")
-            ids = await self._encoder.encode(model, prompt, add_special=add_special)
-        body: dict[str, Any] = {
-            "count": len(ids),
-            "max_model_len": model.config.max_model_len,
-            "tokens": ids,
-            "token_strs": [model.tokenizer.token_text(i) for i in ids] if with_texts else None,
-        }
-        await send_json(send, dumps(body))
+            ids = await self._encoder.tokenize(model, request)
+        body = await aside(
+            lambda: _tokens_json(model, ids, with_texts=request.with_texts),
+            is_long=len(ids) > INLINE_TOKENS,
+        )
+        await send_json(send, body)
 
     async def detokenize(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /detokenize: the text of token ids."""
-        fields = Fields(await self._body(call, receive))
-        model = self._model(call, fields.text("model"))
-        ids = parse_token_ids(fields, "tokens")
-        fields.close({})
+        request = await self._read(call, receive, parse_detokenize)
+        model = self._model(call, request.model)
+        ids = request.ids
         check_ids(ids, model, "tokens")
-        await send_json(send, dumps({"prompt": model.tokenizer.decode(ids)}))
+        body = await aside(
+            lambda: dumps({"prompt": model.tokenizer.decode(ids)}),
+            is_long=len(ids) > INLINE_TOKENS,
+        )
+        await send_json(send, body)
 
-    async def _body(self, call: Call, receive: Receive) -> dict[str, Any]:
-        return await read_json(call, receive, self._bounds, self._state)
+    async def _read(self, call: Call, receive: Receive, check: Callable[[dict[str, Any]], T]) -> T:
+        return await read_json(call, receive, self._bounds, self._state, check)
 
     def _model(self, call: Call, name: str | None) -> ServedModel:
         """The model of that name, if the caller may use it. None: the only one there is."""
@@ -179,6 +176,17 @@ class OpenAI:
             param="model",
             code="model_not_found",
         )
+
+
+def _tokens_json(model: ServedModel, ids: list[int], *, with_texts: bool) -> bytes:
+    """vLLM's answer to /tokenize."""
+    body = {
+        "count": len(ids),
+        "max_model_len": model.config.max_model_len,
+        "tokens": ids,
+        "token_strs": [model.tokenizer.token_text(token) for token in ids] if with_texts else None,
+    }
+    return dumps(body)
 
 
 def _model_json(model: ServedModel) -> dict[str, Any]:

@@ -38,9 +38,9 @@ def parse_prompts(fields: Fields) -> list[str | list[int]]:
 
 
 def _token_ids(value: list[Any], path: str) -> list[int]:
-    for index, item in enumerate(value):
-        if type(item) is not int:
-            raise invalid(f"{path}[{index}]", "a token id", item)
+    if not set(map(type, value)) <= {int}:  # in C: there may be millions
+        index = next(index for index, item in enumerate(value) if type(item) is not int)
+        raise invalid(f"{path}[{index}]", "a token id", value[index])
     if not value:
         raise invalid(path, "at least one token id", value)
     return value

@@ -7,11 +7,12 @@ megabytes keeps nobody's health check waiting.
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import Sequence
 
+from servewright_runtime.api.aside import aside
 from servewright_runtime.api.openai.fields import invalid
 from servewright_runtime.api.openai.params import Completion, Generation
+from servewright_runtime.api.openai.tokens import Tokenize
 from servewright_runtime.api.state import ServedModel
 from servewright_runtime.engine.requests import Request
 from servewright_runtime.errors import RequestError
@@ -23,53 +24,70 @@ INLINE_CHARS = 8192
 
 
 class Encoder:
-    """Encodes short texts in place, long ones on a thread, one at a time."""
+    """Encodes short texts in place, long ones on a thread, one request at a time."""
 
     def __init__(self) -> None:
         self._turn = asyncio.Semaphore(1)
 
-    async def encode(self, model: ServedModel, text: str, *, add_special: bool) -> list[int]:
-        """Token ids of `text`; control tokens written in it become their ids."""
-        encode = functools.partial(
-            model.tokenizer.encode, text, add_special=add_special, parse_special=True
-        )
-        if len(text) <= INLINE_CHARS:
-            return encode()
-        async with self._turn:
-            return await asyncio.to_thread(encode)
-
-    async def _prompt(
-        self, model: ServedModel, text: str, *, add_special: bool, path: str
-    ) -> list[int]:
-        """Like `encode`, but refuses at once what cannot fit, however it is encoded."""
-        least = -(-len(text) // model.longest_token_chars)
-        if least >= model.config.max_model_len:
-            raise _too_long(model, f"at least {least}", path)
-        return await self.encode(model, text, add_special=add_special)
-
     async def completion(self, model: ServedModel, request: Completion) -> list[list[int]]:
-        """Ids of each prompt. Raises RequestError (400) on ids outside the vocabulary."""
-        prompts = []
-        for index, prompt in enumerate(request.prompts):
-            path = "prompt" if len(request.prompts) == 1 else f"prompt[{index}]"
+        """Ids of each prompt.
+
+        Raises RequestError (400) on ids outside the vocabulary, on a prompt without a token, and
+        on one that is longer than the context however it is encoded.
+        """
+        many = len(request.prompts) > 1
+        paths = [f"prompt[{index}]" if many else "prompt" for index in range(len(request.prompts))]
+        for prompt, path in zip(request.prompts, paths, strict=True):
             if isinstance(prompt, str):
-                ids = await self._prompt(model, prompt, add_special=True, path=path)
+                _check_length(model, prompt, path)
             else:
                 check_ids(prompt, model, path)
-                ids = prompt
+        texts = [prompt for prompt in request.prompts if isinstance(prompt, str)]
+        encoded = iter(await self._encode(model, texts, add_special=True))
+        prompts = [
+            next(encoded) if isinstance(prompt, str) else prompt for prompt in request.prompts
+        ]
+        for prompt, ids, path in zip(request.prompts, prompts, paths, strict=True):
             if not ids:
                 raise invalid(path, "at least one token long", prompt)
-            prompts.append(ids)
         return prompts
 
     async def chat(self, model: ServedModel, messages: list[dict[str, str]]) -> list[int]:
         """Ids of the rendered conversation. Raises RequestError (400) without a template."""
         text = await self.render(model, messages, add_generation_prompt=True)
+        _check_length(model, text, "messages")
         # The template writes the control tokens itself, the first one included.
-        ids = await self._prompt(model, text, add_special=False, path="messages")
+        (ids,) = await self._encode(model, [text], add_special=False)
         if not ids:
             raise invalid("messages", "at least one token long when rendered", messages)
         return ids
+
+    async def tokenize(self, model: ServedModel, request: Tokenize) -> list[int]:
+        """Ids of a prompt or a conversation, of any length."""
+        text = request.prompt
+        if text is None:
+            assert request.messages is not None
+            text = await self.render(
+                model, request.messages, add_generation_prompt=request.add_generation_prompt
+            )
+        (ids,) = await self._encode(model, [text], add_special=request.add_special)
+        return ids
+
+    async def _encode(
+        self, model: ServedModel, texts: Sequence[str], *, add_special: bool
+    ) -> list[list[int]]:
+        """Token ids of the texts; control tokens written in them become their ids."""
+
+        def encode() -> list[list[int]]:
+            return [
+                model.tokenizer.encode(text, add_special=add_special, parse_special=True)
+                for text in texts
+            ]
+
+        if sum(map(len, texts)) <= INLINE_CHARS:
+            return encode()
+        async with self._turn:
+            return await aside(encode, is_long=True)
 
     async def render(
         self, model: ServedModel, messages: list[dict[str, str]], *, add_generation_prompt: bool
@@ -84,8 +102,9 @@ class Encoder:
             )
         # A template is a program from the model file; it may take its time, but not the loop's.
         async with model.rendering:
-            return await asyncio.to_thread(
-                template.render, messages, add_generation_prompt=add_generation_prompt
+            return await aside(
+                lambda: template.render(messages, add_generation_prompt=add_generation_prompt),
+                is_long=True,
             )
 
 
@@ -95,6 +114,19 @@ def check_ids(ids: Sequence[int], model: ServedModel, path: str) -> None:
     if ids and not (min(ids) >= 0 and max(ids) < size):
         wrong = next(token for token in ids if not 0 <= token < size)
         raise invalid(path, f"token ids from 0 to {size - 1}", wrong)
+
+
+def check_count(model: ServedModel, generation: Generation, prompts: int) -> None:
+    """Raise RequestError (400) for more sequences than the engine ever holds at once."""
+    count = prompts * generation.n
+    capacity = model.config.max_batch + model.config.max_queued
+    if count > capacity:
+        raise RequestError(
+            f"'n' is {generation.n} and there are {prompts} prompts, which makes {count} "
+            f"sequences, but {model.name} holds at most {capacity}; send several requests.",
+            param="n",
+            code="invalid_value",
+        )
 
 
 def engine_requests(
@@ -109,17 +141,7 @@ def engine_requests(
 
     Raises RequestError (400) when prompt and answer do not fit in the model's context.
     """
-    generation_ids = [token for token, _ in generation.sampling.logit_bias]
-    check_ids(generation_ids, model, "logit_bias")
-    count = len(prompts) * generation.n
-    capacity = model.config.max_batch + model.config.max_queued
-    if count > capacity:
-        raise RequestError(
-            f"'n' is {generation.n} and there are {len(prompts)} prompts, which makes {count} "
-            f"sequences, but {model.name} holds at most {capacity}; send several requests.",
-            param="n",
-            code="invalid_value",
-        )
+    check_ids([token for token, _ in generation.sampling.logit_bias], model, "logit_bias")
     seed = generation.first_seed()
     requests: list[Request] = []
     for ids in prompts:
@@ -155,6 +177,13 @@ def _max_tokens(
             code="context_length_exceeded",
         )
     return wanted
+
+
+def _check_length(model: ServedModel, text: str, path: str) -> None:
+    """Refuse what cannot fit, however it is encoded: encoding megabytes takes seconds."""
+    least = -(-len(text) // model.longest_token_chars)
+    if least >= model.config.max_model_len:
+        raise _too_long(model, f"at least {least}", path)
 
 
 def _too_long(model: ServedModel, tokens: str, path: str) -> RequestError:
