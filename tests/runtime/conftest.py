@@ -11,11 +11,22 @@ import pytest
 from support import runs
 from support.runs import Run
 
+KEY = "sw-0123456789abcdef"
+
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """A ready run of a tiny model. Tests leave it as they found it."""
-    run = runs.start(tmp_path_factory.mktemp("shared"))
+    """A ready run of two tiny models, `tiny` and behind a key `locked`. Leave it as it was."""
+    folder = tmp_path_factory.mktemp("shared")
+    keys = folder / "keys"
+    keys.mkdir()
+    (keys / "ann").write_text(KEY)
+    locked = {
+        "metadata.name": "locked",
+        "spec.access.mode": "ApiKey",
+        "spec.engine.kernel": "Auto",
+    }
+    run = runs.start(folder, {}, locked, arguments=["--api-keys", str(keys)])
     try:
         run.wait_until_ready()
         yield run

@@ -84,6 +84,13 @@ def test_a_port_in_use_is_told_before_anything_is_started(start: Start) -> None:
     assert "Traceback" not in run.log
 
 
+def test_a_file_that_is_missing_ends_with_2_though_ray_is_starting(start: Start) -> None:
+    run = start({"spec.model.source": "file:///no/such/file.gguf"})
+    assert run.process.wait(timeout=30) == 2
+    assert "/no/such/file.gguf" in run.termination["message"]
+    assert "Traceback" not in run.log
+
+
 def test_a_file_that_is_no_model_ends_with_2_and_one_sentence(start: Start) -> None:
     run = start({"spec.model.source": "file:///etc/hostname"})
     assert run.process.wait(timeout=runs.START_S) == 2

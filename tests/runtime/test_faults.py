@@ -48,6 +48,23 @@ def test_the_death_of_the_supervisor_ends_everything(start: Start) -> None:
     runs.assert_nothing_left(run, members)
 
 
+@pytest.mark.skipif(not ALL_FAULTS, reason="make faults runs it")
+def test_the_death_of_the_supervisor_during_the_start_ends_everything(start: Start) -> None:
+    run = start()
+
+    def has_raylet() -> bool:
+        children = psutil.Process(run.process.pid).children(recursive=True)
+        return any(process.name() == "raylet" for process in children)
+
+    eventually(has_raylet, timeout_s=runs.START_S)
+    run.learn_where_it_lives()
+    members = run.members()
+
+    os.kill(run.process.pid, signal.SIGKILL)
+
+    runs.assert_nothing_left(run, members)
+
+
 def test_the_death_of_serves_controller_interrupts_nothing(start: Start) -> None:
     run = start()
     run.wait_until_ready()

@@ -24,6 +24,19 @@ def test_it_answers_on_the_main_port_and_counts_on_the_admin_port(shared: Run) -
     assert b'vllm:generation_tokens_total{model_name="tiny"}' in shared.admin("/metrics").body
 
 
+def test_models_side_by_side_are_told_apart_by_name_and_each_has_its_own_access(
+    shared: Run,
+) -> None:
+    key = (shared.folder / "keys" / "ann").read_text()
+    assert shared.complete(model="locked").status == 401
+    assert shared.complete(model="locked", key=key + "0").status in (401, 404)
+    answer = shared.complete(model="locked", key=key)
+    assert answer.status == 200
+    assert answer.json()["model"] == "locked"
+    assert shared.complete(model="tiny").status == 200
+    assert key not in shared.log
+
+
 def test_it_is_ready_only_after_its_probe(shared: Run) -> None:
     events = [line["event"] for line in shared.events()]
     assert events.index("probe succeeded") < events.index("ready")
@@ -34,8 +47,8 @@ def test_it_is_ready_only_after_its_probe(shared: Run) -> None:
 def test_state_tells_phase_model_and_where_the_start_went(shared: Run) -> None:
     state = shared.state()
     assert state["phase"] == "Ready"
-    (model,) = state["models"]
-    assert model["name"] == "tiny"
+    assert [model["name"] for model in state["models"]] == ["tiny", "locked"]
+    model = state["models"][0]
     assert model["model"]["format"] == "gguf"
     assert model["model"]["bytes"] == (shared.folder / "tiny.gguf").stat().st_size
     assert model["revision"] == shared.complete().headers["x-servewright-revision"]

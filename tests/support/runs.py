@@ -75,6 +75,10 @@ class Run:
             return self.readyz() == 200
 
         eventually(ready, timeout_s=START_S, interval_s=0.05)
+        self.learn_where_it_lives()
+
+    def learn_where_it_lives(self) -> None:
+        """Set `pids`, `run_dir` and `run_id`; the driver must have been started."""
         self.pids = self.state()["processes"]
         environment = psutil.Process(self.pids["driver"]).environ()
         self.run_dir = Path(environment["SERVEWRIGHT_RUN_DIR"])
@@ -93,9 +97,9 @@ class Run:
         state: dict[str, Any] = self.admin("/state").json()
         return state
 
-    def complete(self, **fields: Any) -> Answer:
+    def complete(self, *, key: str | None = None, **fields: Any) -> Answer:
         """A completion, whole; `fields` over a default request."""
-        return ask(self.port, "/v1/completions", body=completion(**fields))
+        return ask(self.port, "/v1/completions", body=completion(**fields), key=key)
 
     def members(self) -> set[int]:
         """Live processes of the run: the supervisor and everything under it."""
@@ -108,14 +112,23 @@ class Run:
         return self.process.wait(timeout=60)
 
 
-def ask(port: int, path: str, *, method: str = "GET", body: dict[str, Any] | None = None) -> Answer:
+def ask(
+    port: int,
+    path: str,
+    *,
+    method: str = "GET",
+    body: dict[str, Any] | None = None,
+    key: str | None = None,
+) -> Answer:
+    """One request on loopback; a POST of JSON if there is a `body`."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    sent = {} if key is None else {"authorization": f"Bearer {key}"}
     try:
         if body is not None:
-            headers = {"content-type": "application/json"}
-            connection.request("POST", path, json.dumps(body), headers)
+            sent["content-type"] = "application/json"
+            connection.request("POST", path, json.dumps(body), sent)
         else:
-            connection.request(method, path)
+            connection.request(method, path, headers=sent)
         answer = connection.getresponse()
         headers = {name.lower(): value for name, value in answer.getheaders()}
         return Answer(answer.status, headers, answer.read())
@@ -129,29 +142,28 @@ def completion(**fields: Any) -> dict[str, Any]:
 
 def start(
     folder: Path,
-    changes: Mapping[str, Any] | None = None,
-    *,
+    *changes: Mapping[str, Any],
+    arguments: Sequence[str] = (),
     port: int | None = None,
     wrapper: Sequence[str] = (),
 ) -> Run:
-    """Start a run of a tiny model; not yet ready.
+    """Start a run of a tiny model, or of one for each of `changes`; not yet ready.
 
-    changes: to its manifest, by field path. wrapper: a command that executes the one after it.
+    changes: to a model's manifest, by field path. arguments: further ones of the command line.
+    wrapper: a command that executes the one after it.
     """
     model = make_tiny_gguf(folder / "tiny.gguf", context_length=8192)
-    manifest = make_manifest(
-        {
-            "metadata.name": "tiny",
-            "spec.model.source": model.as_uri(),
-            "spec.access.mode": "Open",
-            # The slowest: streams are long enough to be watched.
-            "spec.engine.kernel": "Reference",
-            "spec.engine.threads": 1,
-            **(changes or {}),
-        }
-    )
+    defaults = {
+        "metadata.name": "tiny",
+        "spec.model.source": model.as_uri(),
+        "spec.access.mode": "Open",
+        # The slowest: streams are long enough to be watched.
+        "spec.engine.kernel": "Reference",
+        "spec.engine.threads": 1,
+    }
+    manifests = [make_manifest({**defaults, **change}) for change in changes or ({},)]
     path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(manifest))
+    path.write_text(yaml.safe_dump_all(manifests))
     port, admin_port = port or free_port(), free_port()
     (folder / "home").mkdir()
     (folder / "termination").touch()
@@ -163,7 +175,7 @@ def start(
         "RAY_ADDRESS": "127.0.0.1:1",  # a user's cluster, which no run may touch
     }
     command = [*wrapper, sys.executable, "-m", "servewright_runtime.cli", "run", str(path)]
-    command += ["--port", str(port), "--admin-port", str(admin_port)]
+    command += ["--port", str(port), "--admin-port", str(admin_port), *arguments]
     with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=err)
     return Run(folder, port, admin_port, process)

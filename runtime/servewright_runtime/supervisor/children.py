@@ -41,8 +41,11 @@ class Children:
         self._on_message = on_message
         self._on_death = on_death
         self._links: dict[str, socket.socket] = {}
-        self._readers: set[asyncio.Task[None]] = set()
         self._driver: subprocess.Popen[bytes] | None = None
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.setblocking(False)
+        self._listener.bind(str(run.control_socket))
+        self._listener.listen()
 
     def start_driver(self) -> None:
         """Start the driver in a session of its own, so that Ctrl-C reaches the supervisor alone.
@@ -112,15 +115,11 @@ class Children:
     async def accept(self) -> None:
         """Take links of the driver and the replica, until cancelled."""
         loop = asyncio.get_running_loop()
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-            listener.setblocking(False)
-            listener.bind(str(self._run.control_socket))
-            listener.listen(8)
-            while True:
-                link, _ = await loop.sock_accept(listener)
-                task = asyncio.create_task(self._read(link))
-                self._readers.add(task)
-                task.add_done_callback(self._readers.discard)
+        with self._listener:
+            async with asyncio.TaskGroup() as readers:
+                while True:
+                    link, _ = await loop.sock_accept(self._listener)
+                    readers.create_task(self._read(link))
 
     async def _read(self, link: socket.socket) -> None:
         pid, _, _ = _PEER.unpack(link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
@@ -140,12 +139,10 @@ class Children:
 
     def end(self) -> list[int]:
         """Kill every process of the run. Returns the pids that are left, of none as a rule."""
-        for reader in self._readers:
-            reader.cancel()
         left = processes.kill_all(self._run_id, os.getpid())
         if self._driver is not None and not left:
             self._driver.wait()
-            processes.reap_all()
+        processes.reap_all()
         return left
 
     def reap(self) -> None:

@@ -38,11 +38,13 @@ def reap_orphans(*, keep: int) -> None:
                 os.waitpid(pid, os.WNOHANG)
 
 
-def reap_all() -> None:
-    """Collect every child, when all have ended: nothing stays behind, not even as a zombie."""
+def reap_all(*, timeout_s: float = 1.0) -> None:
+    """Collect every child, when all have been killed: none stays behind, not even as a zombie."""
+    deadline = time.monotonic() + timeout_s
     with contextlib.suppress(ChildProcessError):
-        while True:
-            os.waitpid(-1, 0)
+        while time.monotonic() < deadline:
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                time.sleep(_SCAN_INTERVAL_S)
 
 
 def find(root: int, names: set[str]) -> dict[str, int]:

@@ -102,7 +102,10 @@ class Supervisor:
         self._admin_listener = admin
         self._url, self._address = ports.url(main), ports.loopback_of(main)
         self._health = Health(run.replica_socket)
-        self._children = Children(run, secrets.token_hex(8), self._heard, self._lost)
+        run_id = secrets.token_hex(8)
+        # For what the fetch starts: if this process is killed, the driver finds it by that.
+        os.environ[processes.RUN_ID_VARIABLE] = run_id
+        self._children = Children(run, run_id, self._heard, self._lost)
         self._phase = Phase.FETCHING
         self._fraction: float | None = None
         self._started_at = time.monotonic()
@@ -166,7 +169,14 @@ class Supervisor:
         if phase is not self._phase:
             log.info("phase", extra={"phase": phase.value})
         self._phase, self._fraction = phase, fraction
-        self._audience.on_phase(phase, fraction)
+        self._tell(self._audience.on_phase, phase, fraction)
+
+    def _tell(self, hear: Callable[..., None], *what: object) -> None:
+        """Whatever befalls the audience, a closed terminal say, the run goes on."""
+        try:
+            hear(*what)
+        except Exception:
+            log.exception("audience failed")
 
     # Start
 
@@ -234,7 +244,7 @@ class Supervisor:
             self._health.port = self._address
             self._enter(Phase.READY)
             log.info("ready", extra={"url": self._url, "cold_start_s": round(whole, 3)})
-            self._audience.on_ready(self._url)
+            self._tell(self._audience.on_ready, self._url)
 
     def _lost(self, name: str, pid: int) -> None:
         self._dead.append(f"{name} (pid {pid})")
