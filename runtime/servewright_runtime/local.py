@@ -257,7 +257,7 @@ def curl_line(service: ModelService, url: str) -> str:
     """A command that gets an answer of `service`."""
     body: dict[str, Any] = {
         "model": service.served_name,
-        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "messages": [{"role": "user", "content": "Why is the sky blue?"}],
         "temperature": 0,
         "max_tokens": 64,
     }

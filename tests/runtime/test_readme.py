@@ -60,7 +60,8 @@ def test_the_printed_curl_line_gets_a_sensible_english_answer(output: str) -> No
         ["bash", "-c", line], capture_output=True, text=True, timeout=120, check=True
     )
     answer = json.loads(result.stdout)
-    assert "Paris" in answer["choices"][0]["message"]["content"]
+    # What every kernel says, fused or plain, greedily.
+    assert "Rayleigh scattering" in answer["choices"][0]["message"]["content"]
 
 
 def test_the_readmes_curl_line_gets_an_answer(output: str) -> None:
