@@ -50,7 +50,7 @@ faults: $(STAMP)  ## kill each process of a run in turn and look what is left
 	SERVEWRIGHT_FAULTS=all $(BIN)/pytest -m faults --timeout 600 $(ARGS)
 
 sanitize: $(STAMP)  ## kernel, loader and engine tests on an ASan and UBSan build
-	hack/sanitize.sh
+	PYTHON=$(BIN)/python hack/sanitize.sh $(ARGS)
 
 lock: $(STAMP)  ## resolve requirements.lock anew
 	$(BIN)/python hack/lock.py
