@@ -1,6 +1,7 @@
 """This engine without HTTP, in a process of its own. Each command prints one JSON object.
 
     python -m bench.inprocess throughput MODEL --threads N --repeats R
+    python -m bench.inprocess decode MODEL --threads N --repeats R
     python -m bench.inprocess streams MODEL --threads N --streams S --requests R --seed SEED
     python -m bench.inprocess loading MODEL --threads N
 
@@ -22,6 +23,7 @@ from typing import Any
 
 from bench import memory
 from bench.client import percentile
+from bench.loads import DECODE_TOKENS, PREFILL_TOKENS, TOKENS_IN, TOKENS_OUT
 from bench.model import word_tokens
 
 from servewright_runtime.config import MAX_STEP_TOKENS
@@ -36,9 +38,6 @@ MAX_BATCH = 16
 MAX_MODEL_LEN = 1024
 KV_BLOCKS = MAX_BATCH * MAX_MODEL_LEN // 16
 ANSWER_TIMEOUT_S = 120.0
-# What llama-bench calls pp512 and tg128.
-PREFILL_TOKENS = 512
-DECODE_TOKENS = 128
 
 
 @dataclass(slots=True)
@@ -123,10 +122,12 @@ def drive(
     return done, time.perf_counter() - began
 
 
-def throughput(model: LoadedModel, words: Sequence[int], repeats: int) -> dict[str, Any]:
+def throughput(
+    model: LoadedModel, words: Sequence[int], repeats: int, *, decode_only: bool
+) -> dict[str, Any]:
     """Decode and prefill rates of one sequence, in tokens a second, after one warm-up each."""
     engine = started_engine(model)
-    draw = random.Random(time.time_ns())
+    draw = random.Random()
     decode, prefill = [], []
     for _ in range(1 + repeats):
         # The clock of decode starts at the first token: 128 steps of one token each follow.
@@ -134,10 +135,11 @@ def throughput(model: LoadedModel, words: Sequence[int], repeats: int) -> dict[s
             engine, [draw.choices(words, k=1)], streams=1, max_tokens=1 + DECODE_TOKENS
         )
         decode.append(DECODE_TOKENS / (arrivals.last_at - arrivals.first_at))
-        (arrivals,), _ = drive(
-            engine, [draw.choices(words, k=PREFILL_TOKENS)], streams=1, max_tokens=1
-        )
-        prefill.append(PREFILL_TOKENS / (arrivals.first_at - arrivals.sent_at))
+        if not decode_only:
+            (arrivals,), _ = drive(
+                engine, [draw.choices(words, k=PREFILL_TOKENS)], streams=1, max_tokens=1
+            )
+            prefill.append(PREFILL_TOKENS / (arrivals.first_at - arrivals.sent_at))
     engine.stop()
     return {"kernel": model.runner.kernel, "decode": decode[1:], "prefill": prefill[1:]}
 
@@ -148,10 +150,10 @@ def streams(
     """The load of the HTTP rows, without HTTP: 64 tokens in, 64 out, all-new prompts."""
     engine = started_engine(model)
     draw = random.Random(seed)
-    warm_up = [draw.choices(words, k=64) for _ in range(streams)]
+    warm_up = [draw.choices(words, k=TOKENS_IN) for _ in range(streams)]
     drive(engine, warm_up, streams=streams, max_tokens=8)
-    prompts = [draw.choices(words, k=64) for _ in range(requests)]
-    done, seconds = drive(engine, prompts, streams=streams, max_tokens=64)
+    prompts = [draw.choices(words, k=TOKENS_IN) for _ in range(requests)]
+    done, seconds = drive(engine, prompts, streams=streams, max_tokens=TOKENS_OUT)
     engine.stop()
     ttfts = [arrivals.first_at - arrivals.sent_at for arrivals in done]
     return {
@@ -180,7 +182,7 @@ def loading(path: Path, threads: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["throughput", "streams", "loading"])
+    parser.add_argument("what", choices=["throughput", "decode", "streams", "loading"])
     parser.add_argument("model", type=Path)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--repeats", type=int, default=3)
@@ -193,12 +195,12 @@ def main() -> None:
     else:
         words = word_tokens(args.model)
         model = load(args.model, args.threads)
-        if args.what == "throughput":
-            result = throughput(model, words, args.repeats)
-        else:
+        if args.what == "streams":
             result = streams(
                 model, words, streams=args.streams, requests=args.requests, seed=args.seed
             )
+        else:
+            result = throughput(model, words, args.repeats, decode_only=args.what == "decode")
     print(json.dumps(result))
 
 

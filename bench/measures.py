@@ -18,7 +18,6 @@ from bench.report import BARE, IN_PROCESS, MACHINE, OURS, RIVAL, Result
 from bench.rivals import Rival, bare_server, in_process, servewright_run
 from bench.servers import Server
 
-TOKENS_IN = TOKENS_OUT = 64
 # Takes the core that it is told; ends by itself should the bench be killed.
 NEIGHBOUR = """
 import os, sys, time
@@ -82,9 +81,9 @@ def throughput(plan: Plan, result: Result, repeat: int) -> None:
 def stolen_core(plan: Plan, result: Result, repeat: int) -> None:
     """Decode with all threads while a stranger keeps one core busy, and without."""
     for who in _order(plan, repeat):
-        alone = _throughput(plan, who, plan.most_threads)
+        alone = _throughput(plan, who, plan.most_threads, decode_only=True)
         with _busy_core():
-            disturbed = _throughput(plan, who, plan.most_threads)
+            disturbed = _throughput(plan, who, plan.most_threads, decode_only=True)
         result.add("undisturbed_tok_s", who, statistics.median(alone["decode"]))
         result.add("stolen_tok_s", who, statistics.median(disturbed["decode"]))
 
@@ -110,8 +109,6 @@ def serving(plan: Plan, result: Result, repeat: int) -> None:
                     streams=streams,
                     requests=streams * each,
                     seed=_seed(repeat, streams),
-                    tokens_in=TOKENS_IN,
-                    tokens_out=TOKENS_OUT,
                 )
                 _add_load(result, who, streams, measured)
             at_end = server.memory()
@@ -153,11 +150,14 @@ def _order(plan: Plan, repeat: int) -> list[str]:
     return who if repeat % 2 == 0 else who[::-1]
 
 
-def _throughput(plan: Plan, who: str, threads: int) -> dict[str, Any]:
+def _throughput(plan: Plan, who: str, threads: int, *, decode_only: bool = False) -> dict[str, Any]:
     if who == OURS:
-        return in_process("throughput", plan.model, threads=threads, repeats=plan.samples)
+        what = "decode" if decode_only else "throughput"
+        return in_process(what, plan.model, threads=threads, repeats=plan.samples)
     assert plan.rival is not None
-    return plan.rival.throughput(plan.model, threads=threads, repeats=plan.samples)
+    return plan.rival.throughput(
+        plan.model, threads=threads, repeats=plan.samples, decode_only=decode_only
+    )
 
 
 def _server(plan: Plan, who: str) -> Server | None:

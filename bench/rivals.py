@@ -33,8 +33,10 @@ class Rival(Protocol):
     def version(self) -> str:
         """What it says of itself."""
 
-    def throughput(self, model: Path, *, threads: int, repeats: int) -> dict[str, list[float]]:
-        """`decode` and `prefill` rates in tokens a second, a number a repetition."""
+    def throughput(
+        self, model: Path, *, threads: int, repeats: int, decode_only: bool = False
+    ) -> dict[str, list[float]]:
+        """`decode` and, unless unwanted, `prefill` rates in tokens a second, `repeats` of each."""
 
     def serving(self, model: Path, *, threads: int, log: Path) -> Server | None:
         """Its HTTP server, not yet started; None where it has none for many streams."""
@@ -55,14 +57,14 @@ class LlamaCpp:
         found = re.findall(r"^(?:version|built with).*$", done.stdout + done.stderr, re.MULTILINE)
         return "; ".join(found)
 
-    def throughput(self, model: Path, *, threads: int, repeats: int) -> dict[str, list[float]]:
+    def throughput(
+        self, model: Path, *, threads: int, repeats: int, decode_only: bool = False
+    ) -> dict[str, list[float]]:
         """Its own measure of tg128 and pp512, tokens a second; it warms up by itself."""
         command = [str(self.bench), "-m", str(model), "-t", str(threads), "-r", str(repeats)]
-        command += ["-p", "512", "-n", "128", "-o", "json"]
+        command += ["-p", "0" if decode_only else "512", "-n", "128", "-o", "json"]
         rows = json.loads(_checked_output(command))
-        rates = {"prefill" if row["n_prompt"] else "decode": row["samples_ts"] for row in rows}
-        assert rates.keys() == {"prefill", "decode"}
-        return rates
+        return {"prefill" if row["n_prompt"] else "decode": row["samples_ts"] for row in rows}
 
     def serving(self, model: Path, *, threads: int, log: Path) -> Server:
         """llama-server with a slot a stream. No prompt is reused: every one is new anyway."""
@@ -81,9 +83,18 @@ class LlamaPackage:
         """The package's; it does not tell llama.cpp's."""
         return f"in llama-cpp-python {importlib.metadata.version('llama-cpp-python')}"
 
-    def throughput(self, model: Path, *, threads: int, repeats: int) -> dict[str, list[float]]:
+    def throughput(
+        self, model: Path, *, threads: int, repeats: int, decode_only: bool = False
+    ) -> dict[str, list[float]]:
         """Decode and prefill rates, tokens a second."""
-        return _child("bench.llama_package", model, threads=threads, repeats=repeats)
+        rates: dict[str, list[float]] = _child(
+            "bench.llama_package",
+            "decode" if decode_only else "all",
+            model,
+            threads=threads,
+            repeats=repeats,
+        )
+        return rates
 
     def serving(self, model: Path, *, threads: int, log: Path) -> None:
         """Its server takes one request at a time."""

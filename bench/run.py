@@ -13,6 +13,7 @@ import datetime
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "operator"), str(ROOT / "runtime"), str(ROOT / "tests")]
 
 from bench import machine, measures, report  # noqa: E402
+from bench.loads import TOKENS_IN, TOKENS_OUT  # noqa: E402
 from bench.model import example_model, requantised, word_tokens  # noqa: E402
 from bench.report import Result  # noqa: E402
 from bench.rivals import find_rival  # noqa: E402
@@ -43,15 +45,18 @@ def main() -> int:
     plan = _plan(args)
     repeats = args.repeats or (1 if args.quick else 5)
     result = _empty_result(plan, repeats)
+    failed = False
     try:
         _measure(plan, result, repeats)
-    except BenchFailed as error:
+    except BenchFailed as error:  # what was measured before is worth showing
+        failed = True
         print(f"bench: {error}", file=sys.stderr)
-        return 1
     path = args.json or args.out / "result.json"
     path.write_text(json.dumps(dataclasses.asdict(result), indent=1) + "\n")
     text = report.render(result)
     print(f"\n{text}\nsamples: {path}")
+    if failed:
+        return 1
     if args.write_docs:
         DOCS.write_text(report.replace_generated(DOCS.read_text(), text))
         print(f"written: {DOCS}")
@@ -97,8 +102,8 @@ def _empty_result(plan: measures.Plan, repeats: int) -> Result:
             "threads": list(plan.threads),
             "streams": list(plan.requests),
             "repeats": repeats,
-            "tokens_in": measures.TOKENS_IN,
-            "tokens_out": measures.TOKENS_OUT,
+            "tokens_in": TOKENS_IN,
+            "tokens_out": TOKENS_OUT,
             "model": plan.model.name,
             "model_bytes": plan.model.stat().st_size,
         },
@@ -118,8 +123,10 @@ def _empty_result(plan: measures.Plan, repeats: int) -> Result:
 
 
 def _measure(plan: measures.Plan, result: Result, repeats: int) -> None:
+    began = time.monotonic()
     for repeat in range(repeats):
-        print(f"repetition {repeat + 1} of {repeats}", file=sys.stderr)
+        seconds = time.monotonic() - began
+        print(f"{seconds:4.0f} s: repetition {repeat + 1} of {repeats}", flush=True)
         measures.read_rate(plan, result)
         measures.throughput(plan, result, repeat)
         measures.serving(plan, result, repeat)

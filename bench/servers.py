@@ -18,6 +18,7 @@ from types import TracebackType
 
 from bench import memory
 from bench.client import Load, Measured
+from bench.loads import TOKENS_IN, TOKENS_OUT
 from bench.memory import TreeMemory
 
 CLIENT = Path(__file__).with_name("client.py")
@@ -132,8 +133,6 @@ class Server:
         streams: int,
         requests: int,
         seed: int,
-        tokens_in: int = 64,
-        tokens_out: int = 64,
     ) -> Measured:
         """Run the load client with prompts that were never sent before (seed), and time it."""
         draw = random.Random(seed)
@@ -141,8 +140,8 @@ class Server:
             port=self.port,
             model=self.model,
             streams=streams,
-            prompts=[draw.choices(words, k=tokens_in) for _ in range(requests)],
-            max_tokens=tokens_out,
+            prompts=[draw.choices(words, k=TOKENS_IN) for _ in range(requests)],
+            max_tokens=TOKENS_OUT,
             extra=self._extra,
         )
         done = subprocess.run(

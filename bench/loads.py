@@ -1,0 +1,8 @@
+"""The loads that every engine gets, in tokens."""
+
+# Of a request through HTTP.
+TOKENS_IN = 64
+TOKENS_OUT = 64
+# What llama-bench calls pp512 and tg128.
+PREFILL_TOKENS = 512
+DECODE_TOKENS = 128
