@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from servewright_api import ModelService, revision
 from servewright_runtime.errors import ConfigError
 from servewright_runtime.hardware import Hardware
 
 if TYPE_CHECKING:
+    from servewright_api import ModelService
     from servewright_runtime.models.runner import LlamaConfig
 
 log = logging.getLogger(__name__)
@@ -79,6 +79,10 @@ def resolve(
     models: how many share the machine; each may take its part of the memory for KV cache.
     Raises ConfigError for what this machine cannot do.
     """
+    # Here and not above: the replica needs this module but no manifest, and pydantic's models take
+    # 0.2 s to build.
+    from servewright_api import revision
+
     spec = service.spec
     assert spec.access.mode == "Open" or keys_dir is not None, "ApiKey needs a folder of keys"
     engine, limits = spec.engine, spec.limits
