@@ -9,15 +9,12 @@ import httpx
 import hypothesis.strategies as st
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
 from support.bodies import any_body, any_json
 from support.serving import WAIT_S, Server, eventually, serving_in_thread, sse
 
 PATHS = ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"]
-relaxed = settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +53,6 @@ def check(answer: httpx.Response) -> None:
         assert isinstance(body["error"]["message"], str)
 
 
-@relaxed
 @given(body=any_body(), path=st.sampled_from(PATHS))
 def test_any_object_gets_a_well_formed_answer(
     client: httpx.Client, body: dict[str, Any], path: str
@@ -64,7 +60,6 @@ def test_any_object_gets_a_well_formed_answer(
     check(client.post(path, json=body))
 
 
-@relaxed
 @given(
     body=st.binary(max_size=200) | any_json.map(lambda value: repr(value).encode()),
     path=st.sampled_from(PATHS),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import hypothesis.strategies as st
-from hypothesis import given, settings
+from hypothesis import given
 
 from servewright_runtime.api.openai.params import Chat, Completion, parse_chat, parse_completion
 from servewright_runtime.errors import RequestError
@@ -19,7 +19,6 @@ def outcome(body: dict[str, Any], *, is_chat: bool) -> Chat | Completion | Reque
         return error
 
 
-@settings(deadline=None)
 @given(any_body(), st.booleans())
 def test_a_body_is_understood_or_refused_with_a_bounded_sentence(
     body: dict[str, Any], is_chat: bool
