@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import http.client
 import signal
 import socket
 from collections.abc import Callable
+
+import pytest
 
 from support import runs
 from support.runs import Run, Streaming
 from support.waiting import eventually
 
 Start = Callable[..., Run]
+
+AS_IN_A_POD = """
+import sys
+from pathlib import Path
+from servewright_api import load_manifests
+from servewright_runtime import local, logs
+from servewright_runtime.supervisor import Settings
+
+logs.configure()
+_, path, _, port, _, admin_port = sys.argv
+settings = Settings(port=int(port), admin_port=int(admin_port), linger_s=5.0, drain_s=1.0)
+sys.exit(local.run(load_manifests([Path(path)]), settings, None))
+"""
 
 
 def test_sigterm_finishes_the_stream_in_flight_and_leaves_a_neighbour_alone(
@@ -35,6 +51,26 @@ def test_sigterm_finishes_the_stream_in_flight_and_leaves_a_neighbour_alone(
     assert shared.complete().status == 200
     assert run.home.exists()
     assert list(run.home.iterdir()) == []
+
+
+def test_a_pods_settings_serve_on_for_the_linger_and_cut_what_outlasts_the_drain(
+    start: Start,
+) -> None:
+    run = start(program=["-c", AS_IN_A_POD])
+    run.wait_until_ready()
+    members = run.members()
+    with Streaming(run, max_tokens=8000, ignore_eos=True) as stream:
+        run.process.send_signal(signal.SIGTERM)
+        eventually(lambda: run.readyz() == 503)
+        lingering = run.complete()
+        assert lingering.status == 200
+        assert lingering.headers["connection"] == "close"
+
+        assert run.process.wait(timeout=60) == 0
+        assert run.termination["reason"] == "DrainTimedOut"
+        with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+            stream.rest()
+    runs.assert_nothing_left(run, members)
 
 
 def test_a_second_ctrl_c_ends_at_once(start: Start) -> None:

@@ -65,6 +65,20 @@ def test_the_death_of_the_supervisor_during_the_start_ends_everything(start: Sta
     runs.assert_nothing_left(run, members)
 
 
+@pytest.mark.skipif(not ALL_FAULTS, reason="make faults runs it")
+def test_a_replica_that_answers_no_more_ends_the_run(start: Start) -> None:
+    run = start()
+    run.wait_until_ready()
+    members = run.members()
+
+    os.kill(run.pids["replica"], signal.SIGSTOP)
+
+    assert run.process.wait(timeout=60) == 1
+    assert run.termination["reason"] == "NotAlive"
+    assert "no answer within 5 s" in run.termination["message"]
+    runs.assert_nothing_left(run, members)
+
+
 def test_the_death_of_serves_controller_interrupts_nothing(start: Start) -> None:
     run = start()
     run.wait_until_ready()

@@ -145,12 +145,13 @@ def start(
     *changes: Mapping[str, Any],
     arguments: Sequence[str] = (),
     port: int | None = None,
+    program: Sequence[str] = ("-m", "servewright_runtime.cli", "run"),
     wrapper: Sequence[str] = (),
 ) -> Run:
     """Start a run of a tiny model, or of one for each of `changes`; not yet ready.
 
     changes: to a model's manifest, by field path. arguments: further ones of the command line.
-    wrapper: a command that executes the one after it.
+    program: what Python runs. wrapper: a command that executes the one after it.
     """
     model = make_tiny_gguf(folder / "tiny.gguf", context_length=8192)
     defaults = {
@@ -174,7 +175,7 @@ def start(
         "SERVEWRIGHT_TERMINATION_LOG": str(folder / "termination"),
         "RAY_ADDRESS": "127.0.0.1:1",  # a user's cluster, which no run may touch
     }
-    command = [*wrapper, sys.executable, "-m", "servewright_runtime.cli", "run", str(path)]
+    command = [*wrapper, sys.executable, *program, str(path)]
     command += ["--port", str(port), "--admin-port", str(admin_port), *arguments]
     with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=err)
