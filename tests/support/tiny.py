@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import gguf
 import numpy as np
@@ -59,7 +60,14 @@ TENSOR_TYPES: tuple[str, ...] = (
 )  # fmt: skip
 
 
-def tiny_shape(tensor_type: str) -> dict[str, int]:
+class TinyShape(TypedDict):
+    """Sizes that `make_tiny_gguf` takes."""
+
+    hidden: int
+    ffn: int
+
+
+def tiny_shape(tensor_type: str) -> TinyShape:
     """The arguments of `make_tiny_gguf` that make rows of whole blocks of `tensor_type`."""
     block = gguf.GGML_QUANT_SIZES[TensorType[tensor_type]][0]
     return {"hidden": max(64, block), "ffn": 96 if block <= 32 else max(128, block)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from servewright_runtime.errors import ConfigError
@@ -30,7 +31,7 @@ def test_the_header_becomes_a_configuration(tmp_path: Path) -> None:
         kv_heads=2,
         head_dim=16,
         ffn_size=96,
-        norm_eps=pytest.approx(1e-5),
+        norm_eps=float(np.float32(1e-5)),
         rope_base=500000.0,
         rope_dims=16,
         rope_scale=1.0,

@@ -30,7 +30,8 @@ def drawing(count: int = 1, **columns: Any) -> SamplingBatch:
 
 def drawn(probabilities: list[float], batch: SamplingBatch) -> list[int]:
     logits = np.log(np.array([probabilities] * len(batch.draw), np.float32))
-    return sample(logits, batch).token_ids.tolist()
+    token_ids: list[int] = sample(logits, batch).token_ids.tolist()
+    return token_ids
 
 
 def test_philox_gives_the_known_answers_of_its_authors() -> None:
