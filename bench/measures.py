@@ -14,7 +14,7 @@ from typing import Any
 
 from bench import machine
 from bench.client import Measured
-from bench.report import BARE, IN_PROCESS, MACHINE, OURS, RIVAL, Result
+from bench.result import BARE, IN_PROCESS, MACHINE, OURS, RIVAL, Result
 from bench.rivals import Rival, bare_server, in_process, servewright_run
 from bench.servers import Server
 

@@ -1,46 +1,17 @@
 """From the samples of a bench to the table that people read.
 
-A result is one JSON object (see `Result`); nothing here measures, so an old result renders again.
+Nothing here measures, so an old result renders again.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-OURS = "ours"
-RIVAL = "llama.cpp"
-BARE = "bare"  # this engine and its HTTP app without Ray
-IN_PROCESS = "in-process"  # this engine without HTTP
-MACHINE = "machine"
+from bench.result import BARE, IN_PROCESS, MACHINE, OURS, RIVAL, Result
+
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-
-
-@dataclass
-class Result:
-    """All that one bench found.
-
-    samples: metric -> who -> one number a repetition; the numbers of one repetition belong
-    together, since they were taken one after the other. Units are in the metric's name.
-    """
-
-    machine: dict[str, str]
-    commit: str
-    versions: dict[str, str]
-    settings: dict[str, Any]
-    began: str
-    samples: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def add(self, metric: str, who: str, *values: float) -> None:
-        """Append what one repetition found."""
-        self.samples.setdefault(metric, {}).setdefault(who, []).extend(values)
-
-    def of(self, metric: str, who: str) -> list[float]:
-        """The samples, empty if there are none."""
-        return self.samples.get(metric, {}).get(who, [])
 
 
 @dataclass(frozen=True)
@@ -56,6 +27,13 @@ class Target:
 
     def __str__(self) -> str:
         return f"{'>=' if self.at_least else '<='} {self.ratio:g}"
+
+
+SPEED_TARGET = Target(1.3, True)
+RATE_TARGET, TTFT_TARGET = Target(2, True), Target(0.5, False)
+HTTP_TARGET = Target(0.9, True)
+NEIGHBOUR_TARGET = Target(0.45, True)
+LOADING_TARGET = Target(1.2, False)
 
 
 @dataclass(frozen=True)
@@ -86,70 +64,73 @@ class Verdict:
 
 
 def rows(threads: Sequence[int], streams: Sequence[int]) -> list[Row]:
-    """The table's lines for the thread and stream counts of a result."""
-
-    def against_rival(label: str, metric: str, target: Target | None = None, **kw: Any) -> Row:
-        return Row(label, metric, OURS, metric, RIVAL, target=target, **kw)
-
+    """This engine beside llama.cpp, for the thread and stream counts of a result."""
     table = []
     for what, title in (("decode", "decode, 1 stream"), ("prefill", "prefill 512")):
         for count in threads:
-            label = f"{title}, {count} thread{'s' * (count > 1)}, tok/s"
-            table.append(against_rival(label, f"{what}_{count}t_tok_s", Target(1.3, True)))
+            label = f"{title}, {_counted(count, 'thread')}, tok/s"
+            table.append(_rival_row(label, f"{what}_{count}t_tok_s", target=SPEED_TARGET))
     for count in streams:
-        many = f"{count} stream{'s' * (count > 1)}"
+        title, metric = f"HTTP {_counted(count, 'stream')}", f"http_{count}"
         most = count == max(streams)
-        rate, ttft = f"http_{count}_tok_s", f"http_{count}_ttft"
-        table.append(against_rival(f"HTTP {many}, tok/s", rate, Target(2, True) if most else None))
-        table.append(
-            against_rival(
-                f"HTTP {many}, TTFT p50, ms",
-                f"{ttft}_p50_s",
-                Target(0.5, False) if most else None,
-                scale=1e3,
-            )
-        )
-        table.append(against_rival(f"HTTP {many}, TTFT p99, ms", f"{ttft}_p99_s", scale=1e3))
-        gap = f"http_{count}_gap_p50_s"
-        table.append(
-            against_rival(f"HTTP {many}, token to token p50, ms", gap, scale=1e3, digits=1)
-        )
-    table += [
-        against_rival("start to ready, s", "ready_s", digits=2),
-        against_rival(
-            "memory when ready, the model's process, MB", "ready_memory_bytes", scale=1e-6
-        ),
-        against_rival(
-            "memory after the loads, same process, MB", "loaded_memory_bytes", scale=1e-6
-        ),
-        against_rival("memory after the loads, all processes, MB", "all_memory_bytes", scale=1e-6),
-    ]
+        rate, ttft = (RATE_TARGET, TTFT_TARGET) if most else (None, None)
+        table += [
+            _rival_row(f"{title}, tok/s", f"{metric}_tok_s", target=rate),
+            _rival_row(f"{title}, TTFT p50, ms", f"{metric}_ttft_p50_s", scale=1e3, target=ttft),
+            _rival_row(f"{title}, TTFT p99, ms", f"{metric}_ttft_p99_s", scale=1e3),
+            _rival_row(
+                f"{title}, token to token p50, ms", f"{metric}_gap_p50_s", scale=1e3, digits=1
+            ),
+        ]
+    for label, metric in (
+        ("memory when ready, the model's process, MB", "ready_memory_bytes"),
+        ("memory after the loads, same process, MB", "loaded_memory_bytes"),
+        ("memory after the loads, all processes, MB", "all_memory_bytes"),
+    ):
+        table.append(_rival_row(label, metric, scale=1e-6))
+    table.append(_rival_row("start to ready, s", "ready_s", digits=2))
     return table
 
 
 def own_rows(threads: Sequence[int], streams: Sequence[int]) -> list[Row]:
-    """Lines that compare this engine with itself and with the machine."""
-    most, many = max(streams), f"{max(streams)} streams"
-    rate = f"http_{most}_tok_s"
+    """This engine beside itself and the machine."""
+    many, rate = _counted(max(streams), "stream"), f"http_{max(streams)}_tok_s"
     table = [
-        Row(f"HTTP beside in-process, {many}, tok/s", rate, OURS, rate,
-            IN_PROCESS, target=Target(0.9, True)),
-        Row(f"HTTP without Ray beside in-process, {many}, tok/s", rate, BARE, rate, IN_PROCESS),
-    ]  # fmt: skip
+        Row(f"HTTP / in-process, {many}, tok/s", rate, OURS, rate, IN_PROCESS, target=HTTP_TARGET),
+        Row(f"HTTP without Ray / in-process, {many}, tok/s", rate, BARE, rate, IN_PROCESS),
+        Row("start to ready / without Ray, s", "ready_s", OURS, "ready_s", BARE, digits=2),
+    ]
     for count in threads:
-        label = f"weights read while decoding beside a streaming read, {count} thread"
-        table.append(
-            Row(f"{label}{'s' * (count > 1)}, GB/s", f"decode_{count}t_gb_s", OURS,
-                f"read_{count}t_gb_s", MACHINE, digits=1)
-        )  # fmt: skip
+        title = f"bytes decoding reads / streaming read, {_counted(count, 'thread')}, GB/s"
+        ours, machine = f"decode_{count}t_gb_s", f"read_{count}t_gb_s"
+        table.append(Row(title, ours, OURS, machine, MACHINE, digits=1))
+    title = "decode with a busy neighbour / undisturbed, "
+    stolen, alone = "stolen_tok_s", "undisturbed_tok_s"
+    rise, packed = "loading_rise_bytes", "loading_weights_bytes"
     table += [
-        Row("decode with a busy neighbour on one core beside undisturbed, tok/s", "stolen_tok_s",
-            OURS, "undisturbed_tok_s", OURS, target=Target(0.45, True)),
-        Row("the same, llama.cpp", "stolen_tok_s", RIVAL, "undisturbed_tok_s", RIVAL),
-        Row("memory's rise while loading beside packed weights, MB", "loading_rise_bytes", OURS,
-            "loading_weights_bytes", OURS, scale=1e-6, target=Target(1.2, False)),
-    ]  # fmt: skip
+        Row(f"{title}tok/s", stolen, OURS, alone, OURS, target=NEIGHBOUR_TARGET),
+        Row(f"{title}llama.cpp, tok/s", stolen, RIVAL, alone, RIVAL),
+        Row(
+            "memory's rise while loading / packed weights, MB",
+            rise,
+            OURS,
+            packed,
+            OURS,
+            scale=1e-6,
+            target=LOADING_TARGET,
+        ),
+    ]
     return table
+
+
+def _rival_row(
+    label: str, metric: str, *, scale: float = 1, digits: int = 0, target: Target | None = None
+) -> Row:
+    return Row(label, metric, OURS, metric, RIVAL, scale, digits, target)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def ratios(result: Result, row: Row) -> list[float]:
@@ -191,12 +172,19 @@ def render(result: Result) -> str:
         "",
         *own,
         "",
-        *[line for note in result.notes for line in (f"- {note}", "")],
+        *[line for note in _notes(result) for line in (f"- {note}", "")],
         f"Machine: {'; '.join(facts)}.",
         "",
         f"Versions: {'; '.join(versions)}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _notes(result: Result) -> list[str]:
+    shares = result.samples.get("client_cpu_share", {})
+    most = max((max(of) for of in shares.values()), default=None)
+    client = [] if most is None else [f"The load client took at most {most:.1%} of a core."]
+    return result.notes + client
 
 
 def replace_generated(page: str, report: str) -> str:

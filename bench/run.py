@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "operator"), str(ROOT / "runtime"), str(RO
 from bench import machine, measures, report  # noqa: E402
 from bench.loads import TOKENS_IN, TOKENS_OUT  # noqa: E402
 from bench.model import example_model, requantised, word_tokens  # noqa: E402
-from bench.report import Result  # noqa: E402
+from bench.result import Result  # noqa: E402
 from bench.rivals import find_rival  # noqa: E402
 from bench.servers import BenchFailed  # noqa: E402
 
@@ -87,7 +87,7 @@ def _plan(args: argparse.Namespace) -> measures.Plan:
         rival=find_rival(),
         threads=tuple(sorted({1, args.threads})),
         requests=QUICK if args.quick else FULL,
-        samples=1 if args.quick else 2,
+        samples=2 if args.quick else 3,
         out=args.out,
         read_rate=machine.build_read_rate(args.out),
     )

@@ -3,18 +3,8 @@
 import re
 
 import pytest
-from bench.report import (
-    BARE,
-    BEGIN,
-    END,
-    IN_PROCESS,
-    OURS,
-    RIVAL,
-    Result,
-    render,
-    replace_generated,
-    verdicts,
-)
+from bench.report import BEGIN, END, render, replace_generated, verdicts
+from bench.result import BARE, IN_PROCESS, OURS, RIVAL, Result
 
 
 def make_result(**samples: dict[str, list[float]]) -> Result:
@@ -58,7 +48,7 @@ def test_only_the_largest_stream_count_has_a_target() -> None:
     )
     assert [(verdict.label, verdict.holds) for verdict in verdicts(result)] == [
         ("HTTP 16 streams, tok/s", True),
-        ("HTTP beside in-process, 16 streams, tok/s", True),
+        ("HTTP / in-process, 16 streams, tok/s", True),
     ]
 
 
@@ -77,3 +67,8 @@ def test_the_generated_part_of_a_page_is_replaced_and_the_rest_kept() -> None:
 def test_a_page_without_the_marks_is_not_overwritten() -> None:
     with pytest.raises(ValueError, match="bench:begin"):
         replace_generated("a page", "new\n")
+
+
+def test_the_client_s_own_share_of_a_core_is_told() -> None:
+    result = make_result(client_cpu_share={OURS: [0.012, 0.02], RIVAL: [0.01]})
+    assert "- The load client took at most 2.0% of a core." in render(result)
