@@ -87,11 +87,17 @@ class BuildKernels(build_ext):
             for name, isa in VARIANTS.items():
                 target = objects / f"kernels_{name}.o"
                 jobs.append(([*KERNELS, *flags, *isa, "-c", str(source)], target))
-        newest = max(p.stat().st_mtime for p in [Path(__file__), *map(Path, ext.depends)])
+
+        def is_stale(source: str, target: Path) -> bool:
+            """Kernels need only what lies in cpu/ and common/, other files any header."""
+            used = [p for p in headers if "model/" not in p and p.count("/") == 2]
+            needed = [source, *(used if source.endswith("variant.cpp") else headers), "setup.py"]
+            newest = max((ROOT / p).stat().st_mtime for p in needed)
+            return not target.exists() or target.stat().st_mtime < newest
 
         def compile_one(job: tuple[list[str], Path]) -> None:
             arguments, target = job
-            if self.force or not target.exists() or target.stat().st_mtime < newest:
+            if self.force or is_stale(arguments[-1], target):
                 subprocess.run([*cxx, *arguments, "-o", str(target)], check=True, cwd=ROOT)
 
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:

@@ -78,7 +78,7 @@ SW_INLINE void dots_8(const uint8_t* w, const uint8_t* a, I* dots) {
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
     const uint8_t* q = a + m * BLOCK;
-    I first = all(load_int(minus_8_sums<M>(a) + 4 * m)) << 4;  // -128 sums: the weights' offset
+    I first = all(load_int(minus_8_sums<M>(a) + 4 * m)) * 16;  // -128 sums: the weights' offset
     I second = {};
 #pragma GCC unroll 4
     for (int i = 0; i < 8; i += 2) {
@@ -114,8 +114,7 @@ SW_INLINE void dots_u4(const uint8_t* w, const uint8_t* a, I* dots) {
       const uint8_t* q = a + m * BLOCK + 4 * i;
       const __m256i x = _mm256_maddubs_epi16(low, four(q));
       const __m256i y = _mm256_maddubs_epi16(high, four(q + 16));
-      sums[m] = i == 0 ? _mm256_add_epi16(x, y)
-                       : _mm256_add_epi16(_mm256_add_epi16(sums[m], x), y);
+      sums[m] = i == 0 ? _mm256_add_epi16(x, y) : _mm256_add_epi16(_mm256_add_epi16(sums[m], x), y);
       pin(sums[m]);
     }
   }

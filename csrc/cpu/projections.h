@@ -92,9 +92,9 @@ typedef void (*TileFunction)(const uint8_t* w, const uint8_t* a, int cols, float
 template <TensorType TYPE, bool FLOAT>
 TileFunction tile_function(int tokens) {
 // Sizes beyond TILE repeat TILE's kernel and are never asked for.
-#define SW_TILE(M)                          \
-  case M: {                                 \
-    constexpr int size = M < TILE ? M : TILE; \
+#define SW_TILE(M)                                                      \
+  case M: {                                                             \
+    constexpr int size = M < TILE ? M : TILE;                           \
     return FLOAT ? float_tile<size, TYPE> : quantised_tile<size, TYPE>; \
   }
   switch (tokens) {

@@ -34,7 +34,7 @@ typedef uint32_t U __attribute__((vector_size(SW_LANES * 4)));
 typedef uint8_t B __attribute__((vector_size(SW_LANES * 4)));
 typedef uint16_t H __attribute__((vector_size(SW_LANES * 2)));
 typedef double D __attribute__((vector_size(SW_LANES * 4)));  // half as many lanes
-typedef int64_t L __attribute__((vector_size(SW_LANES * 4)));
+typedef uint64_t L __attribute__((vector_size(SW_LANES * 4)));
 
 template <class V, class T>
 SW_INLINE V load(const T* p) {
@@ -72,18 +72,18 @@ constexpr I LANE_NUMBERS = {0, 1, 2, 3, 4, 5, 6, 7};
 SW_INLINE F swap_pairs(F x) { return __builtin_shuffle(x, I{1, 0, 3, 2, 5, 4, 7, 6}); }
 #endif
 
-// Horizontal reductions by halves, one order for every caller: lane i takes lane i + LANES / 2, then
-// i + LANES / 4, ... Lane 0 has the result.
+// Horizontal reductions by halves, one order for every caller: lane i takes lane i + LANES / 2,
+// then i + LANES / 4, ... Lane 0 has the result.
 #if SW_LANES == 16
-#define SW_REDUCE(x, take)                                                             \
+#define SW_REDUCE(x, take)                                                                    \
   x = take(x, __builtin_shuffle(x, I{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7})); \
   x = take(x, __builtin_shuffle(x, I{4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3}));       \
   x = take(x, __builtin_shuffle(x, I{2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1}));       \
   x = take(x, __builtin_shuffle(x, I{1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0}));
 #else
-#define SW_REDUCE(x, take)                                         \
-  x = take(x, __builtin_shuffle(x, I{4, 5, 6, 7, 0, 1, 2, 3}));    \
-  x = take(x, __builtin_shuffle(x, I{2, 3, 0, 1, 2, 3, 0, 1}));    \
+#define SW_REDUCE(x, take)                                      \
+  x = take(x, __builtin_shuffle(x, I{4, 5, 6, 7, 0, 1, 2, 3})); \
+  x = take(x, __builtin_shuffle(x, I{2, 3, 0, 1, 2, 3, 0, 1})); \
   x = take(x, __builtin_shuffle(x, I{1, 0, 1, 0, 1, 0, 1, 0}));
 #endif
 SW_INLINE I maximum(I a, I b) { return a > b ? a : b; }
@@ -206,7 +206,7 @@ SW_INLINE F load_bfloat(const uint16_t* p) {
 }
 
 // Round to nearest, |x| < 2^22. NaN gives some integer.
-SW_INLINE I round_int(F x) { return (I)(x + 12582912.0f) - 0x4b400000; }
+SW_INLINE I round_int(F x) { return (I)((U)(x + 12582912.0f) - 0x4b400000u); }
 
 // e^x, relative error below 2e-7; exactly 0 below -87 and 1 at 0; NaN stays.
 SW_INLINE F exponential(F x) {
@@ -221,7 +221,7 @@ SW_INLINE F exponential(F x) {
   p = fma(p, r, all(0.5f));
   p = fma(p, r, all(1.0f));
   p = fma(p, r, all(1.0f));
-  const F power = (F)(((I)shifted - 0x4b400000 + 127) << 23);
+  const F power = (F)(((U)shifted - 0x4b400000u + 127u) << 23);
   return x < -87.0f ? F{} : p * power;
 }
 
@@ -245,7 +245,7 @@ SW_INLINE D exponential(D x) {
   p = fma(p, r, all(0.5));
   p = fma(p, r, all(1.0));
   p = fma(p, r, all(1.0));
-  const D power = (D)(((L)shifted - 0x4338000000000000 + 1023) << 52);
+  const D power = (D)(((L)shifted - 0x4338000000000000u + 1023u) << 52);
   return x < -700.0 ? D{} : p * power;
 }
 

@@ -125,34 +125,31 @@ Team::Team(int threads)
     : threads_(threads) {}
 
 void Team::reset(int phases) {
+  if (threads_ == 1) return;
+  const int lines = phases * (threads_ + 1);
   if (phases > capacity_) {
-    counters_.reset(new Counter[phases]);
+    lines_.reset(new Line[lines]);
     capacity_ = phases;
   }
-  for (int i = 0; i < capacity_; ++i) {
-    counters_[i].claimed.store(0, std::memory_order_relaxed);
-    counters_[i].done.store(0, std::memory_order_relaxed);
+  for (int i = 0; i < lines; ++i) lines_[i].value.store(0, std::memory_order_relaxed);
+}
+
+void Team::finish(Line& total, int done, int chunks) {
+  if (done > 0 && total.value.fetch_add(done, std::memory_order_seq_cst) + done == chunks) {
+    if (total.sleepers.load(std::memory_order_seq_cst) > 0) futex_wake_all(&total.value);
+    return;
   }
-}
-
-void Team::finish_chunk(Counter& counter, int chunks) {
-  const int done = counter.done.fetch_add(1, std::memory_order_seq_cst) + 1;
-  if (done == chunks && counter.sleepers.load(std::memory_order_seq_cst) > 0)
-    futex_wake_all(&counter.done);
-}
-
-void Team::wait(Counter& counter, int chunks) {
   for (int spins = 0; spins < SPINS_IN_PHASE; ++spins) {
-    if (counter.done.load(std::memory_order_acquire) == chunks) return;
+    if (total.value.load(std::memory_order_acquire) == chunks) return;
     _mm_pause();
   }
-  counter.sleepers.fetch_add(1, std::memory_order_seq_cst);
+  total.sleepers.fetch_add(1, std::memory_order_seq_cst);
   for (;;) {
-    const int done = counter.done.load(std::memory_order_seq_cst);
-    if (done == chunks) break;
-    futex_wait(&counter.done, done);
+    const int now = total.value.load(std::memory_order_seq_cst);
+    if (now == chunks) break;
+    futex_wait(&total.value, now);
   }
-  counter.sleepers.fetch_sub(1, std::memory_order_seq_cst);
+  total.sleepers.fetch_sub(1, std::memory_order_seq_cst);
 }
 
 void run_on_pool(int threads, const std::function<void(int)>& program) {

@@ -11,10 +11,12 @@ namespace servewright {
 namespace {
 
 // Up to here every thread prepares all tokens' inputs for itself: 0.2 us a token of 576 against a
-// barrier of 0.3 us and the other core's cache lines.
+// barrier of 0.3 us and the other core's cache lines. A thread that comes late may read what others
+// already write again; but then every chunk of the phase it prepares for is claimed, so nothing is
+// computed from what it read.
 constexpr int REDUNDANT_TOKENS = 4;
-// Chunks of a phase for each thread: the last one, which others wait for, is an eighth of the work.
-constexpr int CHUNKS_A_THREAD = 4;
+// Chunks of a thread's share: what a stolen core holds back is an eighth of it.
+constexpr int CHUNKS_A_THREAD = 8;
 // Tokens whose inputs stay in L2 while row groups pass by.
 constexpr int BLOCK_TOKENS = 128;
 // Each layer: norm, qkv, attention, finish, o, norm, gate and up, down.
@@ -217,7 +219,7 @@ void Runner::run(const StepInput& in, const Plan& plan, int thread, StepOutput* 
   const int tokens = in.tokens, hidden = config_.hidden_size;
   int at = 0;  // the phase
   const auto phase = [&](int units, const auto& work) {
-    team_.phase(&at, units, units / (threads_ * CHUNKS_A_THREAD), work);
+    team_.phase(&at, thread, units, units / (threads_ * CHUNKS_A_THREAD), work);
   };
   // Prepares inputs: all of them by every thread for itself, or together.
   const auto prepare = [&](int count, bool is_redundant, const auto& work) {
@@ -310,7 +312,7 @@ void Runner::run(const StepInput& in, const Plan& plan, int thread, StepOutput* 
           [&](int begin, int end, int tile, int tile_end) {
             k.project(head, begin, end, tile, tile_end);
           });
-  team_.phase(&at, in.samples, 1, [&](int begin, int end) {
+  team_.phase(&at, thread, in.samples, 1, [&](int begin, int end) {
     for (int row = begin; row < end; ++row) sample(in, row, samplers_[thread].get(), out);
   });
 }
