@@ -25,11 +25,11 @@ class Detokenizer:
         text = self._decoder.decode(token)
         return self._cut(text) if self._stop else (text, None)
 
-    def flush(self) -> tuple[str, str | None]:
-        """The rest, when no token follows. An unfinished character becomes U+FFFD."""
-        text, stop = self._cut(self._decoder.decode(b"", final=True))
+    def flush(self) -> str:
+        """What was held back, when no token follows. An unfinished character is left out: its
+        end was cut off with the tokens that did not come."""
         rest, self._held = self._held, ""
-        return (text, stop) if stop is not None else (text + rest, None)
+        return rest
 
     def _cut(self, new: str) -> tuple[str, str | None]:
         text = self._held + new

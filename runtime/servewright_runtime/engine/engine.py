@@ -239,6 +239,13 @@ class Engine:
                 sequence.cached_tokens = chunk.start
             if not chunk.samples:
                 continue
+            job = self._jobs[sequence.request.request_id]
+            output = Output(sequence.request.request_id)
+            outputs.append((job, output))
+            if not result.finite:
+                output.error = EngineFailed(f"{self.name} computed logits that are not finite.")
+                self._finish(job, output, FinishReason.ERROR)
+                continue
             if sequence.first_token_at is None:
                 sequence.first_token_at = now
                 first_token_s.append(now - sequence.arrived_at)
@@ -246,14 +253,7 @@ class Engine:
                 assert sequence.last_token_at is not None
                 inter_token_s.append(now - sequence.last_token_at)
             sequence.last_token_at = now
-            job = self._jobs[sequence.request.request_id]
-            output = Output(sequence.request.request_id)
-            outputs.append((job, output))
-            if result.finite:
-                self._append(job, output, tokens[row], result, row)
-            else:
-                output.error = EngineFailed(f"{self.name} computed logits that are not finite.")
-                self._finish(job, output, FinishReason.ERROR)
+            self._append(job, output, tokens[row], result, row)
             row += 1
         self._last_step_at = now
         _deliver(outputs)
@@ -310,10 +310,7 @@ class Engine:
         """End a request: free its blocks, add the rest of its text to its last output."""
         self._scheduler.finish(job.sequence)
         if reason is FinishReason.LENGTH or isinstance(output.stop_reason, int):
-            rest, stop = job.detokenizer.flush()
-            output.text += rest
-            if stop is not None:
-                reason, output.stop_reason = FinishReason.STOP, stop
+            output.text += job.detokenizer.flush()
         self._conclude(job, output, reason)
 
     def _conclude(self, job: _Job, output: Output, reason: FinishReason) -> None:

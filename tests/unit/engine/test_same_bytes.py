@@ -11,8 +11,6 @@ import struct
 from pathlib import Path
 
 import pytest
-from support.schedules import Outcome, SteppedEngine, run_randomly
-from support.tiny import make_tiny_gguf
 
 from servewright_runtime import native
 from servewright_runtime.engine.config import EngineConfig
@@ -21,6 +19,8 @@ from servewright_runtime.engine.requests import Request, SamplingParams
 from servewright_runtime.models import registry
 from servewright_runtime.models.loaded import LoadedModel
 from servewright_runtime.models.runner import BLOCK_TOKENS, LlamaConfig
+from support.schedules import Outcome, SteppedEngine, run_randomly
+from support.tiny import make_tiny_gguf
 
 SCHEDULES = 200  # shared out over tensor types, for each variant
 TENSOR_TYPES = ("Q4_0", "Q4_1", "Q8_0", "BF16")
