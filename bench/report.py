@@ -158,7 +158,7 @@ def render(result: Result) -> str:
     """The whole report as Markdown that also reads well in a terminal."""
     threads, streams = result.settings["threads"], result.settings["streams"]
     main = _table(result, rows(threads, streams), ("this engine", "llama.cpp"))
-    own = _table(result, own_rows(threads, streams), ("this", "beside"))
+    own = _table(result, own_rows(threads, streams), ("first", "second"))
     facts = [f"{name}: {value}" for name, value in result.machine.items()]
     versions = [f"{name} {value}" for name, value in result.versions.items()]
     settings = result.settings

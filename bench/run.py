@@ -13,6 +13,7 @@ import datetime
 import json
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -131,10 +132,9 @@ def _measure(plan: measures.Plan, result: Result, repeats: int) -> None:
         measures.throughput(plan, result, repeat)
         measures.serving(plan, result, repeat)
         measures.stolen_core(plan, result, repeat)
-    large = plan.out / "large.gguf"
-    if not large.exists():
-        make_large_gguf(large, LARGE_BYTES)
-    measures.loading(plan, result, large)
+    with tempfile.TemporaryDirectory(dir=plan.out) as folder:
+        large = make_large_gguf(Path(folder, "large.gguf"), LARGE_BYTES)
+        measures.loading(plan, result, large)
 
 
 if __name__ == "__main__":
