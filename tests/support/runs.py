@@ -21,8 +21,8 @@ from support.manifests import make_manifest
 from support.tiny import make_tiny_gguf
 from support.waiting import eventually
 
-# Ray takes 5 s to start when nothing else runs, and a test machine is seldom idle.
-START_S = 120.0
+# Ray takes 5 s to start when nothing else runs; on a crowded machine of two cores 65 s were seen.
+START_S = 200.0
 # What is promised: nothing of a run is left so long after any end.
 CLEAN_S = 10.0
 
