@@ -64,3 +64,14 @@ def test_no_source_knows_torch_or_openmp() -> None:
 def test_native_path_imports_no_torch() -> None:
     code = "import servewright_runtime.native, sys; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_missing_compiler_is_named_with_its_package(tmp_path: Path) -> None:
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--build-temp", str(tmp_path)]
+    environment = {**os.environ, "CXX": "no-such-compiler"}
+    ended = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 1
+    assert "no C++ compiler (no-such-compiler) found" in ended.stderr
+    assert "install the package g++" in ended.stderr
