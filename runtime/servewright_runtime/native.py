@@ -2,10 +2,10 @@
 
 `NativeRunner` is a `models.runner.Runner`. Weights stay quantised as the file holds them, repacked
 row by row for the vectors of this CPU; activations meet quantised weights as int8 with a scale for
-32 values, and K and V are float16. So logits differ from a float32 reference by about 0.1 % of their
-spread with float weights, and by some percent with quantised ones. A token's result has the same
-bits whatever else is in the batch, however its prompt was chunked and on any number of threads;
-variants differ from each other where a value lies between two int8.
+32 values, and K and V are float16. So logits differ from a float32 reference by about 0.1 % of
+their spread with float weights, and by some percent with quantised ones. A token's result has the
+same bits whatever else is in the batch, however its prompt was chunked and on any number of
+threads; variants differ from each other where a value lies between two int8.
 
 Nothing here imports torch, and importing this module works where the kernels cannot run:
 `unavailable()` says why.
