@@ -14,7 +14,8 @@ from typing import NoReturn
 import numpy as np
 
 from servewright_runtime.errors import ConfigError
-from servewright_runtime.models.gguf import GGUFFile, TensorInfo
+from servewright_runtime.models.gguf import GGUFFile
+from servewright_runtime.models.gguf_header import TensorInfo
 from servewright_runtime.models.runner import LlamaConfig
 
 log = logging.getLogger(__name__)

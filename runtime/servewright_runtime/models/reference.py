@@ -181,7 +181,8 @@ class TorchRunner:
         return x * (x.square().mean(-1, keepdim=True) + self.config.norm_eps).rsqrt() * weight
 
     def _split_heads(self, x: Tensor) -> Tensor:
-        return x.view(len(x), -1, self.config.head_dim)  # [tokens, heads, head_dim]
+        dim = self.config.head_dim
+        return x.view(len(x), x.shape[1] // dim, dim)  # [tokens, heads, head_dim]
 
     def _rope_frequencies(self) -> Tensor:
         """Radians that each pair turns for one position: [rope_dims / 2] float64."""

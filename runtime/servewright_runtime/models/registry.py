@@ -13,7 +13,8 @@ import numpy.typing as npt
 from servewright_runtime import native
 from servewright_runtime.errors import ConfigError, StartError
 from servewright_runtime.models.bpe import build_tokenizer
-from servewright_runtime.models.gguf import MAGIC, GGUFFile
+from servewright_runtime.models.gguf import GGUFFile
+from servewright_runtime.models.gguf_header import MAGIC
 from servewright_runtime.models.llama import read_config
 from servewright_runtime.models.loaded import LoadedModel
 from servewright_runtime.models.reference import DEQUANTISABLE, TorchRunner

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from servewright_runtime.errors import ConfigError
-from servewright_runtime.models.gguf import MAX_HEADER_BYTES, MAX_STRINGS, GGUFFile
+from servewright_runtime.models.gguf import GGUFFile
+from servewright_runtime.models.gguf_header import MAX_HEADER_BYTES, MAX_STRINGS
 from support import headers
 from support.headers import Header
 from support.tiny import TENSOR_TYPES, make_tiny_gguf, tiny_shape

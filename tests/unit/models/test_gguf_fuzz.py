@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from servewright_runtime.errors import ConfigError
@@ -18,9 +17,6 @@ from servewright_runtime.models.gguf import GGUFFile
 from servewright_runtime.models.llama import read_config
 from support.headers import Header
 from support.tiny import make_tiny_gguf
-
-# `make fuzz` sets it; the default keeps CI short.
-EXAMPLES = int(os.environ.get("SERVEWRIGHT_FUZZ_EXAMPLES", "300"))
 
 FOLDER = tempfile.TemporaryDirectory()
 
@@ -66,7 +62,6 @@ def read_all(content: bytes) -> None:
     assert message.endswith(".")
 
 
-@settings(max_examples=EXAMPLES, deadline=10_000)
 @given(
     st.lists(
         st.tuples(st.integers(0, HEADER_BYTES), st.binary(min_size=1, max_size=9)),
@@ -81,19 +76,16 @@ def test_a_header_with_bytes_overwritten(changes: list[tuple[int, bytes]]) -> No
     read_all(bytes(content))
 
 
-@settings(max_examples=EXAMPLES, deadline=10_000)
 @given(st.integers(0, HEADER_BYTES), st.binary(max_size=16), st.integers(0, 64))
 def test_a_header_with_bytes_put_in_or_taken_out(at: int, piece: bytes, drop: int) -> None:
     read_all(VALID[:at] + piece + VALID[at + drop :])
 
 
-@settings(max_examples=EXAMPLES, deadline=10_000)
 @given(st.integers(0, len(VALID) - 1))
 def test_a_file_cut_short(end: int) -> None:
     read_all(VALID[:end])
 
 
-@settings(max_examples=EXAMPLES, deadline=10_000)
 @given(
     st.integers(0, 3) | st.integers(0, 2**64 - 1),
     st.integers(0, 3) | st.integers(0, 2**64 - 1),
