@@ -23,8 +23,9 @@ using servewright::ProjectArgs;
 using servewright::QkvArgs;
 using servewright::TensorType;
 
-// Bytes ahead of the weight stream: about 100 ns of one core's read rate (27 GB/s).
-constexpr int PREFETCH_BYTES = 2048;
+// Bytes ahead of the weight stream. One core of a Zen 4 reads 28, 30, 33 and 34 GB/s with 1, 2, 4
+// and 8 KiB; a matrix begins with that many bytes not yet on their way.
+constexpr int PREFETCH_BYTES = 4096;
 
 SW_INLINE void prefetch(const uint8_t* p, int bytes) {
   for (int i = 0; i < bytes; i += 64)
