@@ -125,7 +125,7 @@ class ByteTokenizer:
     def encode(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return list(text.encode())
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], *, keep_control: bool = False) -> str:
         return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:

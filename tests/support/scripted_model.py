@@ -65,8 +65,14 @@ class ByteTokenizer:
             return [*text.removesuffix("<go>").encode(), GO]
         return list(text.encode())
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
+    def decode(self, ids: Sequence[int], *, keep_control: bool = False) -> str:
+        pieces = [
+            self.token_text(token_id).encode()
+            if keep_control and token_id >= EOS
+            else self.token_bytes(token_id)
+            for token_id in ids
+        ]
+        return b"".join(pieces).decode(errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id]) if token_id < EOS else b""

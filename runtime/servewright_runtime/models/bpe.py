@@ -140,9 +140,15 @@ class BpeTokenizer:
         ids += self._encode_plain(text[start:])
         return ids
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, control tokens left out, invalid UTF-8 as U+FFFD."""
-        return b"".join([self._bytes[token_id] for token_id in ids]).decode(errors="replace")
+    def decode(self, ids: Sequence[int], *, keep_control: bool = False) -> str:
+        """Text of `ids`, invalid UTF-8 as U+FFFD. keep_control: control tokens by name."""
+        pieces = [self._bytes[token_id] for token_id in ids]
+        if keep_control:
+            pieces = [
+                piece or self._texts[token_id].encode()
+                for piece, token_id in zip(pieces, ids, strict=True)
+            ]
+        return b"".join(pieces).decode(errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for; empty for a control token."""

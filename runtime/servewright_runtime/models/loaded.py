@@ -31,8 +31,8 @@ class Tokenizer(Protocol):
         """Ids of `text`. add_special: BOS if the model wants one; parse_special: control tokens
         written in the text become their ids (a rendered chat prompt needs it)."""
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, control tokens left out, invalid UTF-8 as U+FFFD."""
+    def decode(self, ids: Sequence[int], *, keep_control: bool = False) -> str:
+        """Text of `ids`, invalid UTF-8 as U+FFFD. keep_control: control tokens by name."""
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for; empty for a control token."""

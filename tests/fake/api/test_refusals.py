@@ -343,6 +343,8 @@ async def test_tokenize_and_detokenize_have_vllms_shapes(http: httpx.AsyncClient
     answer = await http.post("/detokenize", json={"tokens": [104, 195, 169]})
     assert answer.json() == {"prompt": "hé"}
     assert (await http.post("/detokenize", json={"tokens": []})).json() == {"prompt": ""}
+    chat = {"tokens": [*b"user: hi\n", 257]}  # back to what the template wrote
+    assert (await http.post("/detokenize", json=chat)).json() == {"prompt": "user: hi\n<go>"}
     for path, body, param in (
         ("/tokenize", {}, "prompt"),
         ("/tokenize", {"prompt": "x", "messages": [HI]}, "prompt"),

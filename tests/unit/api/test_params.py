@@ -208,3 +208,8 @@ def test_a_completion_field_out_of_bounds_is_named(fields: dict[str, Any], param
     with pytest.raises(RequestError, match=re.escape(f"'{param}'")) as refused:
         parse_completion({"model": "tiny", "prompt": "x", **fields})
     assert refused.value.param == param
+
+
+def test_an_empty_list_is_called_one() -> None:
+    with pytest.raises(RequestError, match="at least one message, not an empty list"):
+        parse_chat({"model": "tiny", "messages": []})

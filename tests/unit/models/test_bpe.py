@@ -83,6 +83,7 @@ def test_control_tokens_are_parsed_only_when_asked(tokenizer: BpeTokenizer) -> N
     parsed = encode(tokenizer, text, parse=True)
     assert (parsed[0], parsed[-1]) == (IM_START_ID, IM_END_ID)
     assert tokenizer.decode(parsed) == "user"
+    assert tokenizer.decode(parsed, keep_control=True) == text
     plain = encode(tokenizer, text)
     assert not {IM_START_ID, IM_END_ID} & set(plain)
     assert tokenizer.decode(plain) == text

@@ -139,13 +139,13 @@ class OpenAI:
         await send_json(send, body)
 
     async def detokenize(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
-        """POST /detokenize: the text of token ids."""
+        """POST /detokenize: the text of token ids, control tokens included, as vLLM answers."""
         request = await self._read(call, receive, parse_detokenize)
         model = self._model(call, request.model)
         ids = request.ids
         check_ids(ids, model, "tokens")
         body = await aside(
-            lambda: dumps({"prompt": model.tokenizer.decode(ids)}),
+            lambda: dumps({"prompt": model.tokenizer.decode(ids, keep_control=True)}),
             is_long=len(ids) > INLINE_TOKENS,
         )
         await send_json(send, body)

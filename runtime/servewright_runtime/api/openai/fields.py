@@ -36,6 +36,8 @@ def brief(value: object) -> str:
         return repr(value) if len(value) <= 40 else f"a string of {len(value)} characters"
     if isinstance(value, int | float):
         return str(value)
+    if value == []:
+        return "an empty list"
     return _KINDS[type(value)]
 
 
