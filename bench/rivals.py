@@ -113,7 +113,7 @@ def servewright_run(model: Path, *, threads: int, directory: Path) -> Server:
     """This engine as users start it: `servewright run`, with its supervisor and Ray."""
     port, admin_port = free_port(), free_port()
     manifest = _write_manifest(model, threads, directory)
-    command = [sys.executable, "-m", "servewright_runtime.cli", "run", str(manifest)]
+    command = [sys.executable, "-m", "servewright_runtime", "run", str(manifest)]
     command += ["--port", str(port), "--admin-port", str(admin_port)]
     log = directory / "servewright-run.log"
     return Server("servewright run", command, port=port, model="bench", log=log, env=package_env())

@@ -6,6 +6,7 @@ cause ends in one sentence on stderr; a traceback means a bug of ours and goes t
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tempfile
@@ -93,6 +94,10 @@ def run(
 ) -> None:
     """Serve the models of the manifests on this machine until Ctrl-C."""
     services = load_manifests(files, overrides=_overrides(sets))
+    if not host:  # getaddrinfo would take every address
+        raise ConfigError("--host is empty; give an address, such as 127.0.0.1.")
+    if port == admin_port != 0:
+        raise ConfigError(f"--port and --admin-port are both {port}; choose two ports.")
     _configure_logs()
     from servewright_runtime import local
     from servewright_runtime.supervisor import Settings
@@ -183,7 +188,7 @@ def _overrides(sets: list[str] | None) -> list[Override]:
 
 
 def main() -> NoReturn:
-    """Entry point: `app`, with every error told as the module's docstring says."""
+    """`app`, with every error told as the module's docstring says."""
     try:
         app()
     except ManifestError as error:
@@ -200,6 +205,10 @@ def main() -> NoReturn:
             f"The Python package {error.name} is not installed; "
             "run: pip install 'servewright[runtime]'"
         )
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            _bug(error)
+        _complain(f"No space is left to write {error.filename or 'the output'}; make room there.")
     except Exception as error:
         _bug(error)
     sys.exit(1)
@@ -213,16 +222,17 @@ def _bug(error: Exception) -> NoReturn:
     """Say that it is our bug and where the traceback is."""
     if os.environ.get(DEBUG_VARIABLE) == "1":
         traceback.print_exception(error)
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="servewright-bug-", suffix=".log", delete=False, encoding="utf-8"
-    ) as log:
-        log.write(f"servewright {__version__}, {' '.join(sys.argv[1:])}\n")
-        log.writelines(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="servewright-bug-", suffix=".log", delete=False, encoding="utf-8"
+        ) as log:
+            log.write(f"servewright {__version__}, {' '.join(sys.argv[1:])}\n")
+            log.writelines(traceback.format_exception(error))
+    except OSError:
+        what = f"what {DEBUG_VARIABLE}=1 makes it print"  # no room for a file
+    else:
+        what = log.name
     _complain(
-        f"This is a bug in servewright ({type(error).__name__}); please report it with {log.name}."
+        f"This is a bug in servewright ({type(error).__name__}); please report it with {what}."
     )
     sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

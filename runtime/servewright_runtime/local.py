@@ -126,10 +126,25 @@ def local_keys(services: Sequence[ModelService], folder: Path | None) -> Iterato
     elif folder is not None:
         yield Keys(folder, f'{_KEY_VARIABLE}="$(cat {shlex.quote(str(_a_key_in(folder)))})"')
     else:
-        with tempfile.TemporaryDirectory(prefix="servewright-keys-") as made:  # mode 0700
-            key = f"sw-{secrets.token_hex(_KEY_BYTES)}"
-            (Path(made) / "local").write_text(key)
-            yield Keys(Path(made), f"{_KEY_VARIABLE}={key}   # made for this run, shown only here")
+        key = f"sw-{secrets.token_hex(_KEY_BYTES)}"
+        with _folder_of(key) as made:
+            yield Keys(made, f"{_KEY_VARIABLE}={key}   # made for this run, shown only here")
+
+
+@contextlib.contextmanager
+def _folder_of(key: str) -> Iterator[Path]:
+    """A private folder that holds the key, while it is needed."""
+    with contextlib.ExitStack() as stack:
+        try:
+            made = tempfile.TemporaryDirectory(prefix="servewright-keys-")  # mode 0700
+            folder = Path(stack.enter_context(made))
+            (folder / "local").write_text(key)
+        except OSError as error:
+            raise StartError(
+                f"No private folder could be made for the API key: {error.strerror}; make room or "
+                "set TMPDIR to a folder that can be written."
+            ) from error
+        yield folder
 
 
 def _a_key_in(folder: Path) -> Path:

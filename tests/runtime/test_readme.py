@@ -32,7 +32,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with stdout.open("wb") as file:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "servewright_runtime.cli", "run", EXAMPLE),
+                *(sys.executable, "-m", "servewright_runtime", "run", EXAMPLE),
                 *("--port", "0", "--admin-port", "0"),
             ],
             cwd=ROOT,

@@ -145,7 +145,7 @@ def start(
     *changes: Mapping[str, Any],
     arguments: Sequence[str] = (),
     port: int | None = None,
-    program: Sequence[str] = ("-m", "servewright_runtime.cli", "run"),
+    program: Sequence[str] = ("-m", "servewright_runtime", "run"),
     wrapper: Sequence[str] = (),
 ) -> Run:
     """Start a run of a tiny model, or of one for each of `changes`; not yet ready.

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from servewright_runtime.errors import ConfigError
 from servewright_runtime.fetch import inventory
 from servewright_runtime.fetch.digest import digest_of
 from servewright_runtime.fetch.inventory import Entry, Pruned
@@ -79,10 +80,16 @@ class Cache:
         """The user's cache: SERVEWRIGHT_CACHE, bounded by SERVEWRIGHT_CACHE_MAX_BYTES."""
         if root := environ.get("SERVEWRIGHT_CACHE"):
             path = Path(root).expanduser().absolute()
-        elif base := environ.get("XDG_CACHE_HOME"):
+        elif os.path.isabs(base := environ.get("XDG_CACHE_HOME", "")):  # else it is to be ignored
             path = Path(base) / "servewright"
         else:
-            path = Path.home() / ".cache" / "servewright"
+            try:
+                path = Path.home() / ".cache" / "servewright"
+            except RuntimeError:  # neither HOME nor an entry in the list of users
+                raise ConfigError(
+                    "This user has no home folder to keep models in; set SERVEWRIGHT_CACHE to a "
+                    "folder."
+                ) from None
         return cls(path, bytes_setting(environ, "SERVEWRIGHT_CACHE_MAX_BYTES", DEFAULT_MAX_BYTES))
 
     def find(self, uri: str, digest: str | None) -> Held | None:

@@ -24,7 +24,10 @@ def listen(host: str, port: int, *, option: str) -> socket.socket:
         )[0]
         listener = socket.socket(family, kind)
     except socket.gaierror as error:
-        raise StartError(f"{host!r} is no address of this machine: {error.strerror}.") from error
+        raise StartError(
+            f"{host!r} is no address of this machine: {error.strerror}; give --host one that is, "
+            "such as 127.0.0.1."
+        ) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
@@ -45,7 +48,7 @@ def _why(error: OSError, host: str, port: int, option: str) -> str:
     if error.errno == errno.EACCES:
         return f"Port {port} needs privileges; choose one above 1023 with {option}."
     if error.errno == errno.EADDRNOTAVAIL:
-        return f"{host} is no address of this machine, so port {port} cannot be opened on it."
+        return f"{host} is no address of this machine; give --host one that is, such as 127.0.0.1."
     return f"Port {port} on {host} cannot be opened: {os.strerror(error.errno or 0)}."
 
 

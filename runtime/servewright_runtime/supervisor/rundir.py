@@ -34,11 +34,12 @@ class RunDir:
     @classmethod
     def create(cls) -> RunDir:
         """A new one. Raises StartError where there is no room for it."""
-        root = tempfile.gettempdir()
-        if len(root) + 1 + len(_PREFIX) + 8 > _LONGEST_PATH:
-            root = "/tmp"  # noqa: S108 - the folder made in it is private
-        _sweep(Path(root))
+        root = "/tmp"  # noqa: S108 - the folder made in it is private
         try:
+            chosen = tempfile.gettempdir()
+            if len(chosen) + 1 + len(_PREFIX) + 8 <= _LONGEST_PATH:
+                root = chosen
+            _sweep(Path(root))
             path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
             lock = open(path / "lock", "wb")  # noqa: SIM115 - held until the process ends
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -25,7 +25,7 @@ def servewright(
 ) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "servewright_runtime.cli", *map(str, arguments)],
+        [sys.executable, "-m", "servewright_runtime", *map(str, arguments)],
         cwd=ROOT,
         env={**os.environ, "NO_COLOR": "1", **(environment or {})},
         stdin=subprocess.DEVNULL,
@@ -89,6 +89,12 @@ def test_set_changes_what_is_validated() -> None:
         pytest.param(["validate"], "FILE", id="no file"),
         pytest.param(["validate", EXAMPLE, "--set", "x"], "path=value", id="a set without value"),
         pytest.param(["run", EXAMPLE, "--port", "70000"], "--port", id="a port out of range"),
+        pytest.param(["run", EXAMPLE, "--host", ""], "--host is empty", id="no host"),
+        pytest.param(
+            ["run", EXAMPLE, "--port", "7000", "--admin-port", "7000"],
+            "--port and --admin-port are both 7000",
+            id="one port for two",
+        ),
         pytest.param(["serve"], "serve", id="an unknown command"),
         pytest.param(["cache", "prune", "--keep", "lots"], "512Mi", id="a quantity that is none"),
         pytest.param(["run", "none.yaml"], "none.yaml: no such file", id="no such manifest"),
@@ -156,6 +162,41 @@ def test_a_setting_of_the_environment_that_is_none_is_exit_code_2() -> None:
     result = servewright("cache", "list", environment={"SERVEWRIGHT_CACHE_MAX_BYTES": "much"})
     assert result.returncode == 2
     assert result.stderr.startswith("error: SERVEWRIGHT_CACHE_MAX_BYTES is 'much'")
+
+
+def test_a_full_disk_below_the_output_is_no_bug() -> None:
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "servewright_runtime", "validate", EXAMPLE],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert result.returncode == 1
+    assert result.stderr == "error: No space is left to write the output; make room there.\n"
+
+
+EARLY_CTRL_C = """
+import signal, sys
+from servewright_runtime.__main__ import main
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "servewright_runtime.cli":
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+main()
+"""
+
+
+def test_ctrl_c_while_the_command_is_still_loading_is_quiet() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", EARLY_CTRL_C], capture_output=True, text=True, timeout=60
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
 
 
 BUG = """

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import shlex
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,14 @@ def test_a_run_without_a_terminal_is_told_in_plain_lines() -> None:
         "Draining: finishing what is in flight; Ctrl-C again stops at once",
     ]
     assert "\x1b" not in out.getvalue() + err.getvalue()
+
+
+def test_a_key_that_finds_no_room_is_told_with_the_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with (
+        pytest.raises(StartError, match=r"for the API key: No such file .* TMPDIR"),
+        local.local_keys([make_service()], None),
+    ):
+        pass

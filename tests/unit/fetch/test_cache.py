@@ -187,6 +187,7 @@ def test_place_and_bound_come_from_the_environment(monkeypatch: pytest.MonkeyPat
         ({}, "/home/ann/.cache/servewright"),
         ({"XDG_CACHE_HOME": "/x"}, "/x/servewright"),
         ({"XDG_CACHE_HOME": "/x", "SERVEWRIGHT_CACHE": "/y"}, "/y"),
+        ({"XDG_CACHE_HOME": "relative"}, "/home/ann/.cache/servewright"),
         ({"SERVEWRIGHT_CACHE": "~/z"}, "/home/ann/z"),
     ]:
         assert Cache.from_environment(environ).root == Path(root)
@@ -195,6 +196,13 @@ def test_place_and_bound_come_from_the_environment(monkeypatch: pytest.MonkeyPat
     for text in ("0", "-1", "1.5", "1GB", "²"):
         with pytest.raises(ConfigError, match="SERVEWRIGHT_CACHE_MAX_BYTES"):
             Cache.from_environment({"SERVEWRIGHT_CACHE_MAX_BYTES": text})
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 9)
+    with pytest.raises(ConfigError, match="set SERVEWRIGHT_CACHE"):
+        Cache.from_environment({})
 
 
 BOUND = 100
