@@ -144,8 +144,8 @@ class KvPlan:
 def kv_plan(config: LlamaConfig, model: ReplicaModel) -> KvPlan:
     """Blocks of the KV cache for a model whose header says `config`.
 
-    At least one sequence of max_model_len fits. Raises ConfigError with the numbers where the
-    manifest asks for more than the model or the memory has.
+    At least one sequence of max_model_len fits. Raises ConfigError with the numbers, but without
+    the model's title, where the manifest asks for more than the model or the memory has.
     """
     # Here, so that the supervisor, which resolves manifests too, does not load numpy.
     from servewright_runtime.models.runner import BLOCK_TOKENS
@@ -154,26 +154,26 @@ def kv_plan(config: LlamaConfig, model: ReplicaModel) -> KvPlan:
     wanted_len = model.max_model_len
     if wanted_len is not None and wanted_len > config.context_length:
         raise ConfigError(
-            f"{model.title}: spec.engine.maxModelLen is {wanted_len}, but the model was made for "
+            f"spec.engine.maxModelLen is {wanted_len}, but the model was made for "
             f"{config.context_length} tokens; choose at most that."
         )
     if config.context_length < 2:
         raise ConfigError(
-            f"{model.title}: the model's header gives it a context of {config.context_length} "
+            f"the model's header gives it a context of {config.context_length} "
             "token, but a prompt and an answer take two; use a whole model."
         )
     limit_bytes = model.kv_bytes if model.kv_bytes is not None else model.kv_limit_bytes
     limit_blocks = limit_bytes // block_bytes
     if limit_blocks == 0:
         raise ConfigError(
-            f"{model.title}: the KV cache may take {limit_bytes} bytes, but one block of "
+            f"the KV cache may take {limit_bytes} bytes, but one block of "
             f"{BLOCK_TOKENS} tokens takes {block_bytes}; raise spec.engine.kvCache."
         )
     max_model_len = wanted_len or min(config.context_length, limit_blocks * BLOCK_TOKENS)
     sequence_blocks = -(-max_model_len // BLOCK_TOKENS)
     if sequence_blocks > limit_blocks:
         raise ConfigError(
-            f"{model.title}: one sequence of spec.engine.maxModelLen {max_model_len} tokens takes "
+            f"one sequence of spec.engine.maxModelLen {max_model_len} tokens takes "
             f"{sequence_blocks * block_bytes} bytes of KV cache, but it may take {limit_bytes}; "
             "raise spec.engine.kvCache or lower maxModelLen."
         )

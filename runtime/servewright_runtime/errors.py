@@ -19,6 +19,10 @@ class ServewrightError(Exception):
         if reason is not None:
             self.reason = reason
 
+    def told_of(self, title: str) -> ServewrightError:
+        """The same error, with whom it befell before its message."""
+        return type(self)(f"{title}: {self.message}", reason=self.reason)
+
 
 class ConfigError(ServewrightError):
     """A configuration that a restart cannot mend: bad manifest, no such file, wrong digest."""

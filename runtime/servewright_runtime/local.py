@@ -92,7 +92,7 @@ class Start:
             try:
                 fetched = self._voice.watch_fetch(service, cache)
             except ServewrightError as error:
-                raise _told_of(service, error) from error
+                raise error.told_of(service.title) from error
             self._held.append(fetched)
             models.append(
                 resolve(
@@ -105,12 +105,6 @@ class Start:
                 )
             )
         return models
-
-
-def _told_of(service: ModelService, error: ServewrightError) -> ServewrightError:
-    named = type(error)(f"{service.title}: {error.message}")
-    named.reason = error.reason
-    return named
 
 
 @contextlib.contextmanager

@@ -57,10 +57,8 @@ def detect_format(path: Path) -> str:
         ) from None
     if start == MAGIC:
         return "gguf"
-    raise ConfigError(
-        f"{path}: starts with {start!r}, which is no known model format; "
-        f"formats that work: {', '.join(FORMATS)}."
-    )
+    found = f"starts with {start!r}, which is no known model format" if start else "is empty"
+    raise ConfigError(f"{path}: {found}; formats that work: {', '.join(FORMATS)}.")
 
 
 def load(

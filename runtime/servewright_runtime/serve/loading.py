@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from servewright_runtime.config import KvPlan, ReplicaModel, kv_plan
+from servewright_runtime.errors import ServewrightError
 from servewright_runtime.models import registry
 from servewright_runtime.models.loaded import LoadedModel
 from servewright_runtime.models.runner import LlamaConfig
@@ -54,12 +55,16 @@ def _load(model: ReplicaModel, progress: Callable[[int, int], None]) -> Loaded:
         plans.append(kv_plan(config, model))
         return plans[-1].num_blocks
 
-    loaded = registry.load(
-        Path(model.path),
-        format=model.format,
-        kernel=model.kernel,
-        num_blocks=num_blocks,
-        threads=model.threads,
-        progress=progress,
-    )
+    try:
+        loaded = registry.load(
+            Path(model.path),
+            format=model.format,
+            kernel=model.kernel,
+            num_blocks=num_blocks,
+            threads=model.threads,
+            progress=progress,
+        )
+    except ServewrightError as error:
+        # The file's path, often one in the cache, does not tell which of several models it is.
+        raise error.told_of(model.title) from error
     return Loaded(model, loaded, plans[-1])

@@ -16,9 +16,10 @@ import httpx
 import pytest
 
 from servewright_runtime.config import KvPlan, ReplicaModel
+from servewright_runtime.errors import ConfigError
 from servewright_runtime.models.runner import StepBatch
 from servewright_runtime.serve.host import Host
-from servewright_runtime.serve.loading import Loaded
+from servewright_runtime.serve.loading import Loaded, load_all
 from servewright_runtime.serve.probing import ProbeFailed
 from support.scripted_model import ScriptedRunner, loaded
 from support.waiting import eventually
@@ -267,3 +268,11 @@ async def test_a_probe_without_an_answer_in_time_fails(tmp_path: Path) -> None:
         ):
             pass
     timer.join()
+
+
+def test_a_file_that_cannot_be_loaded_is_told_with_the_model_it_is_of(tmp_path: Path) -> None:
+    file = tmp_path / "0123abcd"  # as in the cache, where a name says nothing
+    for content, words in ((b"", "is empty"), (b"PK.......", "starts with b'PK..'")):
+        file.write_bytes(content)
+        with pytest.raises(ConfigError, match=rf"^ModelService default/tiny: .*0123abcd: {words}"):
+            load_all([replace(MODEL, path=str(file))], lambda fraction: None)
