@@ -268,7 +268,7 @@ def curl_line(service: ModelService, url: str) -> str:
         "model": service.served_name,
         "messages": [{"role": "user", "content": "Why is the sky blue?"}],
         "temperature": 0,
-        "max_tokens": 64,
+        "max_tokens": min(64, service.spec.limits.max_output_tokens or 64),
     }
     words = ["curl", f"{url}/v1/chat/completions", "-H", "content-type: application/json"]
     line = shlex.join(words)

@@ -92,6 +92,8 @@ async def test_each_model_has_its_own_keys(tmp_path: Path) -> None:
         assert await ask("open", bearer("b")) == 200
         assert await ask("open", {}) == 200
         assert await ask("tiny", {}) == 401
+        assert await ask("tiny", bearer("c")) == 401  # a mistyped key is told as one
+        assert await ask("open", bearer("c")) == 200
         for headers, names in (
             ({}, ["open"]),
             (bearer("a"), ["tiny", "open"]),

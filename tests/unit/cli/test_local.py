@@ -33,6 +33,12 @@ def test_an_open_model_is_told_with_a_curl_line_that_parses() -> None:
     assert not any("authorization" in word for word in words)
 
 
+def test_the_curl_line_asks_for_no_more_than_the_model_gives() -> None:
+    service = make_service({"spec.limits.maxOutputTokens": 8})
+    words = shlex.split(local.curl_line(service, URL))
+    assert json.loads(words[words.index("-d") + 1])["max_tokens"] == 8
+
+
 def test_a_made_key_is_shown_once_and_lies_in_the_folder() -> None:
     service = make_service()
     with local.local_keys([service], None) as keys:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from servewright_runtime.api.access import Caller
 from servewright_runtime.api.answers import dumps, send_json
 from servewright_runtime.api.aside import aside
 from servewright_runtime.api.bodies import read_json
@@ -168,7 +169,7 @@ class OpenAI:
             if call.key_name is not None:
                 return model
             call.model = call.revision = ""
-            if call.caller.key_hash is None:
+            if not self._knows(call.caller):
                 raise unauthorized(call)
         raise NotFound(
             f"The model {brief(name)} does not exist or is not yours to use; GET /v1/models lists "
@@ -176,6 +177,11 @@ class OpenAI:
             param="model",
             code="model_not_found",
         )
+
+    def _knows(self, caller: Caller) -> bool:
+        """Whether the caller's key is one of any model's."""
+        folders = [model.keys for model in self._models.values() if model.keys is not None]
+        return any(keys.find(caller) is not None for keys in folders)
 
 
 def _tokens_json(model: ServedModel, ids: list[int], *, with_texts: bool) -> bytes:
