@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import shlex
-import tempfile
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +28,7 @@ from servewright_runtime.fetch.source import Fetched, fetch
 from servewright_runtime.hardware import Hardware, detect
 from servewright_runtime.supervisor import Audience, Phase, Settings
 from servewright_runtime.supervisor import run as supervise
+from servewright_runtime.supervisor.rundir import make_private, no_room
 
 _KEY_VARIABLE = "API_KEY"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -128,17 +129,18 @@ def local_keys(services: Sequence[ModelService], folder: Path | None) -> Iterato
 @contextlib.contextmanager
 def _folder_of(key: str) -> Iterator[Path]:
     """A private folder that holds the key, while it is needed."""
-    with contextlib.ExitStack() as stack:
-        try:
-            made = tempfile.TemporaryDirectory(prefix="servewright-keys-")  # mode 0700
-            folder = Path(stack.enter_context(made))
-            (folder / "local").write_text(key)
-        except OSError as error:
-            raise StartError(
-                f"No private folder could be made for the API key: {error.strerror}; make room or "
-                "set TMPDIR to a folder that can be written."
-            ) from error
+    path, lock = make_private()
+    folder = path / "keys"
+    try:
+        folder.mkdir(mode=0o700)
+        (folder / "local").write_text(key)
+    except OSError as error:
+        raise no_room(str(path.parent), error) from error
+    else:
         yield folder
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        lock.close()
 
 
 def _a_key_in(folder: Path) -> Path:
@@ -215,7 +217,7 @@ class Voice(Audience):
         took_s = time.monotonic() - started_at
         self._say(
             f"Fetched {service.served_name}: {fetched.bytes / 1e6:.1f} MB in {took_s:.1f} s, "
-            f"{fetched.digest or 'digest not asked for'}"
+            f"{fetched.digest or 'not verified, as the manifest gives no digest'}"
         )
         return fetched
 

@@ -34,24 +34,14 @@ class RunDir:
     @classmethod
     def create(cls) -> RunDir:
         """A new one. Raises StartError where there is no room for it."""
-        root = "/tmp"  # noqa: S108 - the folder made in it is private
+        path, lock = make_private()
+        run = cls(path, lock)
         try:
-            chosen = tempfile.gettempdir()
-            if len(chosen) + 1 + len(_PREFIX) + 8 <= _LONGEST_PATH:
-                root = chosen
-            _sweep(Path(root))
-            path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
-            lock = open(path / "lock", "wb")  # noqa: SIM115 - held until the process ends
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            run = cls(path, lock)
             run.ray_dir.mkdir()
             run.token_file.touch(mode=0o600)
             run.token_file.write_text(secrets.token_hex(32))
         except OSError as error:
-            raise StartError(
-                f"No private folder could be made in {root}: {error.strerror}; make room there or "
-                "set TMPDIR to a folder that can be written."
-            ) from error
+            raise no_room(str(path.parent), error) from error
         return run
 
     @classmethod
@@ -94,6 +84,33 @@ class RunDir:
         shutil.rmtree(self.path, ignore_errors=True)
         if self._lock is not None:
             self._lock.close()
+
+
+def make_private() -> tuple[Path, IO[bytes]]:
+    """A new folder of mode 0700 and its lock, held until closed. Raises StartError.
+
+    One whose lock nobody holds, as its owner was killed, is removed by the next run.
+    """
+    root = "/tmp"  # noqa: S108 - the folder made in it is private
+    try:
+        chosen = tempfile.gettempdir()
+        if len(chosen) + 1 + len(_PREFIX) + 8 <= _LONGEST_PATH:
+            root = chosen
+        _sweep(Path(root))
+        path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
+        lock = open(path / "lock", "wb")  # noqa: SIM115 - held until its owner ends
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:
+        raise no_room(root, error) from error
+    return path, lock
+
+
+def no_room(root: str, error: OSError) -> StartError:
+    """The error for a private folder that cannot be made or written."""
+    return StartError(
+        f"No private folder could be made in {root}: {error.strerror}; make room there or set "
+        "TMPDIR to a folder that can be written."
+    )
 
 
 def _sweep(root: Path) -> None:

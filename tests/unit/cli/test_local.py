@@ -16,7 +16,7 @@ from servewright_runtime import local
 from servewright_runtime.errors import StartError
 from servewright_runtime.hardware import Hardware
 from servewright_runtime.inventory import kernels
-from servewright_runtime.supervisor import Phase, Settings
+from servewright_runtime.supervisor import Phase, Settings, rundir
 from support.manifests import make_service
 
 URL = "http://127.0.0.1:8000"
@@ -124,8 +124,9 @@ def test_a_key_that_finds_no_room_is_told_with_the_cure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    monkeypatch.setattr(rundir, "_LONGEST_PATH", 4096)
     with (
-        pytest.raises(StartError, match=r"for the API key: No such file .* TMPDIR"),
+        pytest.raises(StartError, match=r"No private folder .*: No such file .* TMPDIR"),
         local.local_keys([make_service()], None),
     ):
         pass

@@ -67,7 +67,7 @@ class OpenAI:
     def routes(self) -> list[Route]:
         """All paths, each with its method."""
         return [
-            Route(path, Endpoint(path, handler), methods=[method])
+            Route(path, Endpoint(path.replace(":path", ""), handler), methods=[method])
             for method, path, handler in (
                 ("GET", "/v1/models", self.list_models),
                 ("GET", "/v1/models/{model:path}", self.get_model),
