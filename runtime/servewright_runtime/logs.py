@@ -44,12 +44,14 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """`level: event key=value ...`."""
+    """`level: event key=value ...`; of an event that ends with a full stop the sentence alone."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, and a traceback if there is one."""
-        keys = "".join(f" {key}={value}" for key, value in _extra(record).items())
-        line = f"{record.levelname.lower()}: {record.getMessage()}{keys}"
+        event = record.getMessage()
+        is_sentence = event.endswith(".")
+        keys = "" if is_sentence else "".join(f" {k}={v}" for k, v in _extra(record).items())
+        line = f"{record.levelname.lower()}: {event}{keys}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line

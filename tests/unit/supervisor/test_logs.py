@@ -65,7 +65,8 @@ def test_a_terminal_gets_short_text_from_warnings_on() -> None:
     logs.configure(stream)
     LOGGER.info("not shown")
     LOGGER.warning("slow", extra={"seconds": 3})
-    assert stream.getvalue() == "warning: slow seconds=3\n"
+    LOGGER.error("Port 8000 is in use.", extra={"reason": "PortUnavailable"})
+    assert stream.getvalue() == "warning: slow seconds=3\nerror: Port 8000 is in use.\n"
 
 
 def test_children_log_in_the_form_and_level_that_was_chosen(
