@@ -176,7 +176,7 @@ def build_tokenizer(file: GGUFFile, vocab_size: int) -> BpeTokenizer:
     if model != "gpt2":
         raise ConfigError(
             f"{file.path}: the tokenizer is {model!r}, but only byte-level BPE ('gpt2') is served; "
-            "choose a model with such a tokenizer (Llama 3, SmolLM2, Qwen2-like)."
+            "choose a model with such a tokenizer (Llama 3, SmolLM2)."
         )
     pre = file.get("tokenizer.ggml.pre", str, "default")
     if pre not in _PRE_TOKENIZERS:

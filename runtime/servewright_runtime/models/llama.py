@@ -141,7 +141,7 @@ def _check_architecture(file: GGUFFile) -> None:
     if name != ARCHITECTURE:
         raise ConfigError(
             f"{file.path}: the model's architecture is {name!r}, but only {ARCHITECTURE!r} is "
-            "served; choose a model of the Llama architecture (Llama 2 and 3, SmolLM2, TinyLlama)."
+            "served; choose a model of the Llama architecture (Llama 3, SmolLM2)."
         )
     prefix = _key("")
     for key, value in file.metadata.items():
