@@ -32,42 +32,67 @@ SW_INLINE void prefetch(const uint8_t* p, int bytes) {
     _mm_prefetch((const char*)p + PREFETCH_BYTES + i, _MM_HINT_T0);
 }
 
-// out[m * LANES + row], a group of LANES rows times M tokens.
+// sums[m] += scale_w scale[m] dot of a block's part, and Q4_1's min_w scaled_sums[m].
 template <int M, TensorType TYPE>
-void quantised_tile(const uint8_t* w, const uint8_t* a, int cols, float* out) {
+SW_INLINE void add_part(const uint8_t* w, F scale, const uint8_t* part, const float* scales,
+                        const float* scaled_sums, F* sums) {
   constexpr bool has_min = TYPE == servewright::Q4_1;
-  constexpr int scale_bytes = LANES * 2 * (has_min ? 2 : 1);
-  constexpr int weight_bytes = LANES * (TYPE == servewright::Q8_0 ? 32 : 16);
+  const uint8_t* weights = w + LANES * 2 * (has_min ? 2 : 1);
+  I dots[M];
+  if (TYPE == servewright::Q8_0)
+    dots_8<M>(weights, part, dots);
+  else
+    dots_u4<M, TYPE == servewright::Q4_0>(weights, part, dots);
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+    sums[m] = fma(__builtin_convertvector(dots[m], F), scale * scales[m], sums[m]);
+  if (has_min) {
+    const F min = load_half((const uint16_t*)w + LANES);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) sums[m] = fma(min, all(scaled_sums[m]), sums[m]);
+  }
+}
+
+template <int M>
+SW_INLINE bool is_any_above(const float* x, const float* limits) {
+  int above = 0, m = 0;
+  for (; m + 4 <= M; m += 4)
+    above |= _mm_movemask_ps(_mm_cmpgt_ps(_mm_loadu_ps(x + m), _mm_loadu_ps(limits + m)));
+  for (; m < M; ++m) above |= x[m] > limits[m];
+  return above;
+}
+
+// out[m * LANES + row], a group of LANES rows times M tokens. limits: of tile_limits.
+template <int M, TensorType TYPE>
+void quantised_tile(const uint8_t* w, const uint8_t* a, const float* limits, int cols, float* out) {
+  constexpr int block_bytes =
+      LANES * (2 * (TYPE == servewright::Q4_1 ? 2 : 1) + (TYPE == servewright::Q8_0 ? 32 : 16));
   F sums[M];
   for (int m = 0; m < M; ++m) sums[m] = F{};
-  for (int b = 0; b < cols / BLOCK; ++b) {
-    prefetch(w, scale_bytes + weight_bytes);
+  for (int b = 0; b < cols / BLOCK; ++b, w += block_bytes, a += M * ACTIVATION_BYTES) {
+    prefetch(w, block_bytes);
     const F scale = load_half((const uint16_t*)w);
-    I dots[M];
-    if (TYPE == servewright::Q8_0)
-      dots_8<M>(w + scale_bytes, a, dots);
-    else
-      dots_u4<M, TYPE == servewright::Q4_0>(w + scale_bytes, a, dots);
-    const uint8_t* scales = a + M * BLOCK;
+    const float* scales = (const float*)(a + M * BLOCK);
+    add_part<M, TYPE>(w, scale, a, scales, scales + 2 * M, sums);
+    // Outliers sit in the same few columns for every token, so this branch is foreseen.
+    if (__builtin_expect(is_any_above<M>(scales, limits), false)) {
+      const uint8_t* fine = a + M * PART_BYTES;
+      const float* fine_scales = (const float*)(fine + M * BLOCK);
+      float counted[2 * M];  // of a token whose block is not above its limit, nothing: adds 0
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-      const F both = scale * load_float(scales + 4 * m);
-      sums[m] = fma(__builtin_convertvector(dots[m], F), both, sums[m]);
+      for (int m = 0; m < M; ++m) {
+        const bool counts = scales[m] > limits[m];
+        counted[m] = counts ? fine_scales[m] : 0.0f;
+        counted[M + m] = counts ? fine_scales[2 * M + m] : 0.0f;
+      }
+      add_part<M, TYPE>(w, scale, fine, counted, counted + M, sums);
     }
-    if (has_min) {
-      const F min = load_half((const uint16_t*)w + LANES);
-#pragma GCC unroll 8
-      for (int m = 0; m < M; ++m)
-        sums[m] = fma(min, all(load_float(scales + 4 * (2 * M + m))), sums[m]);
-    }
-    w += scale_bytes + weight_bytes;
-    a += M * ACTIVATION_BYTES;
   }
   for (int m = 0; m < M; ++m) store(out + m * LANES, sums[m]);
 }
 
 template <int M, TensorType TYPE>
-void float_tile(const uint8_t* w, const uint8_t* a, int cols, float* out) {
+void float_tile(const uint8_t* w, const uint8_t* a, const float*, int cols, float* out) {
   const float* x = (const float*)a;
   F sums[M];
   for (int m = 0; m < M; ++m) sums[m] = F{};
@@ -88,7 +113,8 @@ void float_tile(const uint8_t* w, const uint8_t* a, int cols, float* out) {
   for (int m = 0; m < M; ++m) store(out + m * LANES, sums[m]);
 }
 
-typedef void (*TileFunction)(const uint8_t* w, const uint8_t* a, int cols, float* out);
+typedef void (*TileFunction)(const uint8_t* w, const uint8_t* a, const float* limits, int cols,
+                             float* out);
 
 template <TensorType TYPE, bool FLOAT>
 TileFunction tile_function(int tokens) {
@@ -137,10 +163,24 @@ struct Tile {
   inline __attribute__((always_inline)) F row(int m) const { return load<F>(values + m * LANES); }
 };
 
+// A range of tiles with their limits. The runner asks for 128 tokens at most at a time.
+struct Window {
+  static constexpr int TILES = 128 / TILE;
+  int begin, end;
+  float limits[TILES * TILE];
+
+  inline __attribute__((always_inline)) Window(const Activations& a, int tile_begin, int tile_end)
+      : begin(tile_begin), end(tile_end < tile_begin + TILES ? tile_end : tile_begin + TILES) {
+    if (a.q8)
+      for (int t = begin; t < end; ++t) tile_limits(a, t, limits + (t - begin) * TILE);
+  }
+};
+
 SW_INLINE void compute_tile(const Matrix& w, int group, const Activations& a, int tile,
-                            TileFunction f, Tile* out) {
+                            const Window& window, TileFunction f, Tile* out) {
   const uint8_t* x = is_float(w.type) ? (const uint8_t*)tile_f32(a, tile) : tile_q8(a, tile);
-  f(w.data + group * w.group_bytes, x, w.cols, out->values);
+  const float* limits = window.limits + (tile - window.begin) * TILE;
+  f(w.data + group * w.group_bytes, x, limits, w.cols, out->values);
 }
 
 SW_INLINE int groups(const Matrix& w) { return (w.rows + LANES - 1) / LANES; }
@@ -150,12 +190,16 @@ template <class Epilogue>
 SW_INLINE void each_tile(const Matrix& w, const Activations& a, int begin, int end, int tile_begin,
                          int tile_end, const Epilogue& epilogue) {
   Tile tile;
-  for (int g = begin; g < end; ++g)
-    for (int t = tile_begin; t < tile_end; ++t) {
-      const int tokens = tile_tokens(a, t);
-      compute_tile(w, g, a, t, tile_function(w.type, tokens), &tile);
-      epilogue(g * LANES, t * TILE, tokens, tile);
-    }
+  if (begin >= end) return;
+  for (; tile_begin < tile_end; tile_begin += Window::TILES) {
+    const Window window(a, tile_begin, tile_end);
+    for (int g = begin; g < end; ++g)
+      for (int t = window.begin; t < window.end; ++t) {
+        const int tokens = tile_tokens(a, t);
+        compute_tile(w, g, a, t, window, tile_function(w.type, tokens), &tile);
+        epilogue(g * LANES, t * TILE, tokens, tile);
+      }
+  }
 }
 
 void project(const ProjectArgs& args, int begin, int end, int tile_begin, int tile_end) {
@@ -211,21 +255,25 @@ SW_INLINE F silu(F x) { return x / (exponential(-x) + 1.0f); }
 // A unit is 32 rows: a whole block of the next projection's input.
 void gate_up(const GateUpArgs& args, int begin, int end, int tile_begin, int tile_end) {
   Tile gate[VECTORS], up[VECTORS];
-  for (int unit = begin; unit < end; ++unit)
-    for (int t = tile_begin; t < tile_end; ++t) {
-      const int tokens = tile_tokens(args.in, t);
-      const TileFunction gate_tile = tile_function(args.gate.type, tokens);
-      const TileFunction up_tile = tile_function(args.up.type, tokens);
-      for (int v = 0; v < VECTORS; ++v) {
-        compute_tile(args.gate, unit * VECTORS + v, args.in, t, gate_tile, &gate[v]);
-        compute_tile(args.up, unit * VECTORS + v, args.in, t, up_tile, &up[v]);
+  for (; tile_begin < tile_end; tile_begin += Window::TILES) {
+    const Window window(args.in, tile_begin, tile_end);
+    for (int unit = begin; unit < end; ++unit)
+      for (int t = window.begin; t < window.end; ++t) {
+        const int tokens = tile_tokens(args.in, t);
+        const TileFunction gate_tile = tile_function(args.gate.type, tokens);
+        const TileFunction up_tile = tile_function(args.up.type, tokens);
+        for (int v = 0; v < VECTORS; ++v) {
+          const int group = unit * VECTORS + v;
+          compute_tile(args.gate, group, args.in, t, window, gate_tile, &gate[v]);
+          compute_tile(args.up, group, args.in, t, window, up_tile, &up[v]);
+        }
+        for (int m = 0; m < tokens; ++m) {
+          F x[VECTORS];
+          for (int v = 0; v < VECTORS; ++v) x[v] = silu(gate[v].row(m)) * up[v].row(m);
+          store_activation_block(args.out, t * TILE + m, unit, x);
+        }
       }
-      for (int m = 0; m < tokens; ++m) {
-        F x[VECTORS];
-        for (int v = 0; v < VECTORS; ++v) x[v] = silu(gate[v].row(m)) * up[v].row(m);
-        store_activation_block(args.out, t * TILE + m, unit, x);
-      }
-    }
+  }
 }
 
 }  // namespace

@@ -1,11 +1,12 @@
 // Rows of floats to activations (layout: Activations in common/kernels.h), with or without RMSNorm.
 //
 //   q[i] = round(x[i] * 127 / max|x|),  scale = max|x| / 127,  a block of 32 at a time
-//   |x[i] - scale q[i]| <= scale / 2 (1 + 2^-20)
+//   fine:  p[i] = round((x[i] / scale - q[i]) * 254),  fine_scale = scale / 254
+//   |x[i] - scale q[i]| <= scale / 2 (1 + 2^-20),  with fine_scale p[i] <= scale / 500
 //
 // A block that holds NaN or infinity gets such a scale, so that the logits of its token say so.
 // Norm sums in float over LANES partial sums and then by halves: relative error of the mean square
-// below cols / LANES * 2^-24. Bytes: reads 4 cols (and the weight), writes 1.4 cols a token.
+// below cols / LANES * 2^-24. Bytes: reads 4 cols (and the weight), writes 2.8 cols a token.
 #pragma once
 #include "simd.h"
 
@@ -14,7 +15,9 @@ namespace {
 using servewright::ACTIVATION_BYTES;
 using servewright::Activations;
 using servewright::BLOCK;
+using servewright::FINE_ABOVE;
 using servewright::NormArgs;
+using servewright::PART_BYTES;
 
 constexpr int VECTORS = BLOCK / LANES;  // of a block
 
@@ -34,8 +37,46 @@ SW_INLINE int tile_tokens(const Activations& a, int tile) {
 SW_INLINE uint8_t* tile_q8(const Activations& a, int tile) {
   return a.q8 + (size_t)tile * TILE * (a.cols / BLOCK) * ACTIVATION_BYTES;
 }
+// limits[m] = factor * sum of token m's scales, in block order: the same bits in any tile.
+SW_INLINE void sum_scales(const uint8_t* scales, int blocks, int tokens, float factor,
+                          float* limits) {
+  for (int m = 0; m < tokens; ++m) limits[m] = 0.0f;
+  for (int b = 0; b < blocks; ++b, scales += tokens * ACTIVATION_BYTES)
+    for (int m = 0; m < tokens; ++m) limits[m] += load_float(scales + 4 * m);
+  for (int m = 0; m < tokens; ++m) limits[m] *= factor;
+}
+// Scale above which a block's fine part counts, for each of a tile's tokens.
+SW_INLINE void tile_limits(const Activations& a, int tile, float* limits) {
+  const int tokens = tile_tokens(a, tile), blocks = a.cols / BLOCK;
+  const uint8_t* scales = tile_q8(a, tile) + tokens * BLOCK;
+  const float factor = FINE_ABOVE / (float)blocks;
+  if (tokens == TILE)  // a constant: its loops become vectors
+    sum_scales(scales, blocks, TILE, factor, limits);
+  else
+    sum_scales(scales, blocks, tokens, factor, limits);
+}
 SW_INLINE float* tile_f32(const Activations& a, int tile) {
   return a.f32 + (size_t)tile * TILE * a.cols;
+}
+
+// x in units of `scale` as int8, stored as a part of token m; leaves in x what the rounding took.
+SW_INLINE void store_part(uint8_t* part, int m, int tokens, float scale, F* x) {
+  I sums = {};
+  for (int v = 0; v < VECTORS; ++v) {
+    // Below 2^-126 * 127 the inverse scale is infinite; the clamp keeps q in int8 all the same.
+    I q = round_int(x[v]);
+    q = q > 127 ? all(127) : (q < -127 ? all(-127) : q);
+    sums += q;
+    x[v] -= __builtin_convertvector(q, F);
+    typedef int8_t Narrow __attribute__((vector_size(LANES)));
+    store(part + m * BLOCK + v * LANES, __builtin_convertvector(q, Narrow));
+  }
+  const int32_t total = sum(sums), minus_8 = -8 * total;
+  const float scaled = scale * (float)total;
+  uint8_t* tail = part + tokens * BLOCK;
+  memcpy(tail + 4 * m, &scale, 4);
+  memcpy(tail + 4 * (tokens + m), &minus_8, 4);
+  memcpy(tail + 4 * (2 * tokens + m), &scaled, 4);
 }
 
 // Block `block` of `token`: x[0..31] in VECTORS vectors.
@@ -56,21 +97,11 @@ SW_INLINE void store_activation_block(const Activations& a, int token, int block
     const float most = load_float(&bits);
     const float scale = most / 127.0f;
     const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
-    I sums = {};
-    for (int v = 0; v < VECTORS; ++v) {
-      // Below 2^-126 * 127 the inverse is infinite; the clamp keeps every q in int8 all the same.
-      I q = round_int(x[v] * inverse);
-      q = q > 127 ? all(127) : (q < -127 ? all(-127) : q);
-      sums += q;
-      typedef int8_t Narrow __attribute__((vector_size(LANES)));
-      store(out + m * BLOCK + v * LANES, __builtin_convertvector(q, Narrow));
-    }
-    const int32_t total = sum(sums), minus_8 = -8 * total;
-    const float scaled = scale * (float)total;
-    uint8_t* tail = out + tokens * BLOCK;
-    memcpy(tail + 4 * m, &scale, 4);
-    memcpy(tail + 4 * (tokens + m), &minus_8, 4);
-    memcpy(tail + 4 * (2 * tokens + m), &scaled, 4);
+    F rest[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) rest[v] = x[v] * inverse;
+    store_part(out, m, tokens, scale, rest);
+    for (int v = 0; v < VECTORS; ++v) rest[v] *= 254.0f;  // half a step is 127 fine ones
+    store_part(out + tokens * PART_BYTES, m, tokens, scale / 254.0f, rest);
   }
 }
 

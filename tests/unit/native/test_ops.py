@@ -110,6 +110,25 @@ def test_projection_is_right_within_its_rounding(
 
 
 @pytest.mark.parametrize("tensor_type", QUANTISED)
+@pytest.mark.parametrize("tokens", [1, 5, 8, 11])
+def test_a_block_with_an_outlier_is_taken_in_two_parts(
+    variant: str, tensor_type: str, tokens: int
+) -> None:
+    raw, x = encode(random_floats(33, 160), tensor_type), np.zeros((tokens, 160), np.float32)
+    x[:, 32:64] = random_floats(tokens, 32, 1)
+    x[:, 40] = 60.0
+    got = _native.project(variant, tensor_type, raw, x)
+    weights, exact = decode(raw, tensor_type), x.astype(np.float64)
+    magnitudes = np.abs(weights[:, 32:64]).sum(axis=1)
+    # Half a fine step for each column, 1/254 of what a coarse one would allow, and roundings.
+    bound = 60 / 127 / 254 * (0.5 + 127 * 4 * 254 * EPS) * magnitudes
+    bound = bound + 40 * EPS * np.abs(weights[:, 40]) * 60
+    if tensor_type == "Q4_1":  # d * q and m can be large and cancel
+        bound = bound * 3
+    assert (np.abs(got - exact @ weights.T) <= bound).all()
+
+
+@pytest.mark.parametrize("tensor_type", QUANTISED)
 def test_integer_part_of_a_projection_is_exact_at_its_extremes(
     variant: str, tensor_type: str
 ) -> None:
@@ -134,6 +153,7 @@ def test_integer_part_of_a_projection_is_exact_at_its_extremes(
 def test_a_token_projects_to_the_same_bits_in_any_company(variant: str, tensor_type: str) -> None:
     raw = encode(random_floats(33, 128), tensor_type)
     x = random_floats(19, 128, 1)
+    x[::3, 40] = 30.0  # some of the tokens have a block in two parts
     together = _native.project(variant, tensor_type, raw, x)
     for count in (1, 2, 3, 5, 8):
         for first in range(0, 19 - count, 6):

@@ -22,17 +22,17 @@ from support.smollm2 import smollm2_path
 from support.steps import Piece, forced_logits, make_batch
 
 QUESTIONS = (
-    "What is the capital of Germany?",
+    "What is the capital of France?",
     "Count from 1 to 20.",
     "Name the days of the week in order.",
     "What is 12 times 12?",
-    "Repeat after me: one two three four five six seven eight nine ten.",
-    "Repeat: to be, or not to be, that is the question.",
-    "Write the first ten even numbers.",
+    "Who wrote Hamlet?",
+    "Say the alphabet.",
+    "What does DNA stand for?",
     "List the months of the year.",
-    "Write the numbers from 1 to 10, separated by commas.",
-    "Continue the sequence: 2, 4, 6, 8, 10, 12",
-    "What is the capital of Japan?",
+    "How many legs does a spider have?",
+    "What colour is the sky on a clear day?",
+    "Translate 'good morning' into Spanish.",
     "def fibonacci(n):",
     "What is the chemical symbol for water?",
     "Name the planets of the solar system.",
@@ -51,13 +51,13 @@ THREADS = 1  # torch's own pool waits in a spin, which a shared machine punishes
 # Reference: float32 rounding alone. 30 layers of 9 operations, each off by some 2e-6 of its
 # output, add up as their root: 3e-5 of the spread. Measured: 9e-5 at most in 25 million logits.
 FLOAT32_BOUND = 1e-3
-# Fused: an int8 activation is off by 0.5 % rms (see test_tiny.py). 120 such roundings, each in a
-# share of 1/30 to 1/5 of the residual stream, come to some 2 % of the spread, 0.15. A shift of all
-# logits alike changes no probability and is taken out first. The difference of two logits is then
-# off by 0.2 rms, and a greedy step may turn where the margin is less than five times that.
-# Measured: the highest margin at which a variant turned was 0.58.
-INT8_RMS_BOUND = (0.2, 0.4)  # (median of the steps, worst step)
-INT8_MARGIN_BOUND = 1.0
+# Fused: an int8 activation is off by 0.5 % rms, by 0.3 % where outliers have a fine part (see
+# test_tiny.py). 120 such roundings, each in a share of 1/30 to 1/5 of the residual stream, come to
+# some 1 % of the spread, 0.08. A shift of all logits alike changes no probability and is taken out
+# first. The difference of two logits is then off by 0.12 rms, and a greedy step may turn where the
+# margin is less than five times that.
+INT8_RMS_BOUND = (0.12, 0.24)  # (median of the steps, worst step)
+INT8_MARGIN_BOUND = 0.6
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,13 @@ def test_the_fused_kernels_agree_at_every_step(path: Path, forced: Forced, varia
     assert np.median(rms) <= INT8_RMS_BOUND[0]
     assert rms.max() <= INT8_RMS_BOUND[1]
 
+    turned = got.argmax(-1) != forced.logits.argmax(-1)
     decided = forced.margins() > INT8_MARGIN_BOUND
+    print(f"{variant}: rms {np.median(rms):.3f} (worst step {rms.max():.3f}); {turned.mean():.1%} of")
+    print(f"steps turned, margin {forced.margins()[turned].max(initial=0):.2f} at most;", end=" ")
+    print(f"{decided.mean():.1%} of steps are decided")
     assert decided.mean() >= 0.75
-    assert (got.argmax(-1) == forced.logits.argmax(-1))[decided].all()
+    assert not turned[decided].any()
 
 
 def _answer_rows(forced: Forced) -> npt.NDArray[np.int64]:
