@@ -145,7 +145,8 @@ def _folder_of(key: str) -> Iterator[Path]:
 
 def _a_key_in(folder: Path) -> Path:
     try:
-        names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
+        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+        names = sorted(entry.name for entry in entries if entry.is_file())
     except OSError as error:
         raise ConfigError(
             f"--api-keys {folder} cannot be read: {error.strerror}; name a folder of files, each "

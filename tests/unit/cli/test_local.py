@@ -66,6 +66,7 @@ def test_two_runs_make_two_keys() -> None:
 def test_a_folder_of_keys_is_named_and_no_key_is_shown(tmp_path: Path) -> None:
     (tmp_path / "ann").write_text("s3cret")
     (tmp_path / "..data").mkdir()  # as in a mounted Secret
+    (tmp_path / "a-folder").mkdir()
     with local.local_keys([make_service()], tmp_path) as keys:
         text = "\n".join(local.ready_lines([make_service()], Settings(), keys, URL))
     assert "s3cret" not in text
