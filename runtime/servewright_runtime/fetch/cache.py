@@ -98,22 +98,24 @@ class Cache:
         Needs no network, and no right to write. A file whose size or ctime is not what was
         recorded is hashed again, and is none if its bytes have changed. Raises OSError.
         """
-        path = self._layout.record_path(uri)
-        own = read_record(path)
+        own = read_record(self._layout.record_path(uri))
         wanted = digest or (own.digest if own else None)
         if wanted is None or (held := self._hold_whole(wanted)) is None:
             return None
-        if own is None or own.digest != wanted:
-            own = Record(redacted(uri), wanted, 0, 0)
-        fresh = replace(own, bytes=held.record.bytes, ctime_ns=held.record.ctime_ns)
-        held.record = fresh
+        size, ctime_ns = held.record.bytes, held.record.ctime_ns
+        if own is not None and own.digest == wanted:
+            held.record = replace(own, bytes=size, ctime_ns=ctime_ns)
+        # Under the sources that gave it alone. A digest vouches for the bytes, not for this source:
+        # recorded under it, they would be its model also in a start without the digest.
         with suppress(OSError):  # a cache on a read-only disk serves as well
-            if fresh != read_record(path):
-                # Under this source too, for the list and for a start without the digest.
-                with locked(self._layout.lock):
-                    self._layout.write_record(uri, fresh, self._now())
-            else:
-                os.utime(path, (self._now(), self._now()))
+            for path, known in self._layout.records():
+                if known.digest != wanted:
+                    continue
+                if (fresh := replace(known, bytes=size, ctime_ns=ctime_ns)) != known:
+                    with locked(self._layout.lock):
+                        self._layout.write_record(path, fresh, self._now())
+                else:
+                    os.utime(path, (self._now(), self._now()))
         return held
 
     @contextmanager
@@ -165,7 +167,8 @@ class Cache:
                 record = Record(
                     redacted(uri), digest, status.st_size, status.st_ctime_ns, etag, last_modified
                 )
-                self._layout.write_record(uri, record, self._now())
+                path = self._layout.record_path(uri)
+                self._layout.write_record(path, record, self._now())
                 if self.max_bytes is not None:
                     inventory.evict(self._layout, keep_bytes=self.max_bytes)
         except BaseException:

@@ -70,9 +70,8 @@ class Layout:
             if path.suffix == ".json" and (record := read_record(path)):
                 yield path, record
 
-    def write_record(self, uri: str, record: Record, now: float) -> None:
+    def write_record(self, path: Path, record: Record, now: float) -> None:
         """Write and mark as used `now`, with `lock` held. Raises OSError."""
-        path = self.record_path(uri)
         write_json(path, asdict(record))
         os.utime(path, (now, now))
 

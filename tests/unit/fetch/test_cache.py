@@ -97,6 +97,15 @@ def test_same_bytes_of_two_sources_are_kept_once_and_go_together(cache: Cache) -
     assert pruned.freed_bytes == 4
 
 
+def test_a_digest_vouches_for_the_bytes_and_not_for_the_source(cache: Cache) -> None:
+    put(cache, "a", b"same").close()
+    held = cache.find(uri_of("b"), "sha256:" + hashlib.sha256(b"same").hexdigest())
+    assert held is not None
+    held.close()
+    assert cache.find(uri_of("b"), None) is None
+    assert [entry.source for entry in cache.entries()] == [uri_of("a")]
+
+
 def test_pruning_by_size_and_by_age(cache: Cache, clock: Clock) -> None:
     for name in "abc":
         put(cache, name, name.encode() * 10).close()
@@ -135,7 +144,6 @@ def test_record_that_cannot_be_read_is_as_none(text: str, cache: Cache) -> None:
     held = cache.find(uri_of("a"), "sha256:" + hashlib.sha256(b"a").hexdigest())
     assert held is not None
     held.close()
-    assert [entry.source for entry in cache.entries()] == [uri_of("a")]
 
 
 def test_record_of_odd_types_is_as_none(cache: Cache) -> None:

@@ -46,9 +46,9 @@ def test_who_waited_for_a_removed_lock_holds_the_new_one(tmp_path: Path) -> None
                 with guard:
                     inside += 1
                     worst = max(worst, inside)
-                path.unlink()
                 with guard:
                     inside -= 1
+                path.unlink()  # from here on another may hold a new file of that name
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
