@@ -141,17 +141,22 @@ def cache_list() -> None:
 @cache_app.command("prune")
 def cache_prune(
     keep: Annotated[
-        str, typer.Option(metavar="QUANTITY", help="Keep the latest used up to this, as 2Gi.")
-    ] = "0",
+        str | None, typer.Option(metavar="QUANTITY", help="Keep the latest used up to this: 2Gi.")
+    ] = None,
     unused_days: Annotated[
         float | None, typer.Option(min=0, help="Remove only what was not used for so many days.")
     ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Remove every model not in use.")
+    ] = False,
 ) -> None:
     """Remove fetched models, the longest unused first; what a running process uses stays."""
     from servewright_api.quantity import parse_bytes
 
+    if everything == (keep is not None or unused_days is not None):
+        raise ConfigError("Say what to remove: --keep and --unused-days bound it, or --all alone.")
     try:
-        keep_bytes = parse_bytes(keep)
+        keep_bytes = parse_bytes(keep or "0")
     except ValueError as error:
         raise ConfigError(f"--keep {keep}: {error}.") from error
     unused_for_s = None if unused_days is None else unused_days * 86400

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import secrets
 import shlex
@@ -32,6 +33,8 @@ from servewright_runtime.supervisor.rundir import make_private, no_room
 
 _KEY_VARIABLE = "API_KEY"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+log = logging.getLogger(__name__)
+
 _PHASES = {
     Phase.STARTING: "Starting Ray",
     Phase.LOADING: "Loading the weights",
@@ -172,8 +175,8 @@ def without_effect(services: Sequence[ModelService]) -> list[str]:
 
 @dataclass
 class Voice(Audience):
-    """Tells how the run goes: bars at a terminal, plain lines elsewhere, all on stderr; then what
-    to call on stdout."""
+    """Tells how the run goes: bars and lines on stderr at a terminal, where else the log tells it;
+    then what to call on stdout."""
 
     services: Sequence[ModelService]
     settings: Settings
@@ -220,6 +223,8 @@ class Voice(Audience):
             f"Fetched {service.served_name}: {fetched.bytes / 1e6:.1f} MB in {took_s:.1f} s, "
             f"{fetched.digest or 'not verified, as the manifest gives no digest'}"
         )
+        told = {"bytes": fetched.bytes, "seconds": round(took_s, 3), "digest": fetched.digest}
+        log.info("fetched", extra={"model": service.served_name, **told})
         return fetched
 
     def on_phase(self, phase: Phase, fraction: float | None) -> None:
@@ -243,7 +248,8 @@ class Voice(Audience):
             self.out.print(line)
 
     def _say(self, text: str) -> None:
-        self.err.print(text)
+        if self.err.is_terminal:  # where stderr is collected, it holds log lines alone
+            self.err.print(text)
 
 
 def ready_lines(

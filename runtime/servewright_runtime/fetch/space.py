@@ -60,7 +60,7 @@ def _disk_full(source: str, root: Path, needed_bytes: int | None) -> StartError:
     need = "more room is needed" if needed_bytes is None else f"{needed_bytes:,} bytes are needed"
     return StartError(
         f"{source} does not fit on the disk of {root}: {need} and {free}; make room "
-        "(`servewright cache prune` drops models not in use) or set SERVEWRIGHT_CACHE to a folder "
-        "on a larger disk.",
+        "(`servewright cache prune --all` drops models not in use) or set SERVEWRIGHT_CACHE to a "
+        "folder on a larger disk.",
         reason="DiskFull",
     )

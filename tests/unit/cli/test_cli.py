@@ -153,7 +153,10 @@ def test_an_empty_cache_is_listed_and_pruned(tmp_path: Path) -> None:
     assert servewright("cache", "path", environment=environment).stdout == f"{tmp_path}/cache\n"
     listed = servewright("cache", "list", environment=environment)
     assert listed.stdout == f"No models in {tmp_path}/cache.\n"
-    pruned = servewright("cache", "prune", environment=environment)
+    refused = servewright("cache", "prune", environment=environment)
+    assert refused.returncode == 2
+    assert "--all" in refused.stderr
+    pruned = servewright("cache", "prune", "--all", environment=environment)
     assert pruned.returncode == 0
     assert pruned.stdout.startswith("Freed 0.0 MB")
 
