@@ -31,6 +31,20 @@ class Outcome:
             self.last = output
 
 
+class Counts(NullObserver):
+    """Counts what must have happened for a test to mean something."""
+
+    def __init__(self) -> None:
+        self.preempted = 0
+        self.prefix_hits = 0
+
+    def on_preempted(self, sequences: int) -> None:
+        self.preempted += sequences
+
+    def on_prefix(self, queried_tokens: int, hit_tokens: int) -> None:
+        self.prefix_hits += hit_tokens
+
+
 class SteppedEngine:
     """An engine whose steps the test takes itself, with the integrity check after each."""
 

@@ -14,12 +14,11 @@ import pytest
 
 from servewright_runtime import native
 from servewright_runtime.engine.config import EngineConfig
-from servewright_runtime.engine.observer import NullObserver
 from servewright_runtime.engine.requests import Request, SamplingParams
 from servewright_runtime.models import registry
 from servewright_runtime.models.loaded import LoadedModel
 from servewright_runtime.models.runner import BLOCK_TOKENS, LlamaConfig
-from support.schedules import Outcome, SteppedEngine, run_randomly
+from support.schedules import Counts, Outcome, SteppedEngine, run_randomly
 from support.tiny import make_tiny_gguf
 
 SCHEDULES = 200  # shared out over tensor types, for each variant
@@ -29,20 +28,6 @@ MAX_LEN = 80
 pytestmark = pytest.mark.skipif(
     native.unavailable() is not None, reason=f"fused kernels: {native.unavailable()}"
 )
-
-
-class Counts(NullObserver):
-    """What must have happened for the test to mean something."""
-
-    def __init__(self) -> None:
-        self.preempted = 0
-        self.prefix_hits = 0
-
-    def on_preempted(self, sequences: int) -> None:
-        self.preempted += sequences
-
-    def on_prefix(self, queried_tokens: int, hit_tokens: int) -> None:
-        self.prefix_hits += hit_tokens
 
 
 def load(path: Path, num_blocks: int, threads: int) -> LoadedModel:

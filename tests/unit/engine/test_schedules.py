@@ -5,25 +5,10 @@ import random
 import pytest
 
 from servewright_runtime.engine.config import EngineConfig
-from servewright_runtime.engine.observer import NullObserver
 from servewright_runtime.engine.requests import FinishReason, Request, SamplingParams
 from servewright_runtime.models.runner import BLOCK_TOKENS, StepBatch
 from support.paged_model import PagedModel, expected_tokens, loaded
-from support.schedules import SteppedEngine, ended_well, run_randomly
-
-
-class Counts(NullObserver):
-    """Counts what must have happened for the test to mean something."""
-
-    def __init__(self) -> None:
-        self.preempted = 0
-        self.prefix_hits = 0
-
-    def on_preempted(self, sequences: int) -> None:
-        self.preempted += sequences
-
-    def on_prefix(self, queried_tokens: int, hit_tokens: int) -> None:
-        self.prefix_hits += hit_tokens
+from support.schedules import Counts, SteppedEngine, ended_well, run_randomly
 
 
 def random_config(rng: random.Random) -> tuple[EngineConfig, int]:
