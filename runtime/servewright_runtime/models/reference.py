@@ -37,7 +37,7 @@ class TorchRunner:
     """A `Runner` of float32 weights and a float32 paged KV cache.
 
     Made empty; `load` brings the rows of each tensor, `seal` checks that all came.
-    Raises ConfigError where torch is not installed.
+    Raises ConfigError where torch is not installed, MemoryError where the model does not fit.
     """
 
     def __init__(self, config: LlamaConfig, *, num_blocks: int, threads: int) -> None:
@@ -55,14 +55,17 @@ class TorchRunner:
         self._torch = torch
         self._weights: dict[str, Tensor] = {}
         self._missing: dict[str, int] = {}  # rows that have not come yet
-        for name, shape in tensor_shapes(config):
-            self._weights[name] = torch.empty(shape[::-1])  # [rows, cols] or [cols] float32
-            self._missing[name] = 1 if len(shape) == 1 else shape[1]
-        self.weights_bytes = sum(tensor.nbytes for tensor in self._weights.values())
         # [layers, positions, kv_heads, head_dim] float32; zeros take no memory until written.
         kv_shape = (config.layers, num_blocks * BLOCK_TOKENS, config.kv_heads, config.head_dim)
-        self._keys = torch.zeros(kv_shape)
-        self._values = torch.zeros(kv_shape)
+        try:
+            for name, shape in tensor_shapes(config):
+                self._weights[name] = torch.empty(shape[::-1])  # [rows, cols] or [cols] float32
+                self._missing[name] = 1 if len(shape) == 1 else shape[1]
+            self._keys = torch.zeros(kv_shape)
+            self._values = torch.zeros(kv_shape)
+        except RuntimeError as error:  # so torch calls a lack of memory
+            raise MemoryError(str(error)) from None
+        self.weights_bytes = sum(tensor.nbytes for tensor in self._weights.values())
         self._rope_step = self._rope_frequencies()
 
     def load(

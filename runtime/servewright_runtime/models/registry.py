@@ -85,7 +85,14 @@ def load(
     with GGUFFile(path) as file:
         config = read_config(file)
         tokenizer = build_tokenizer(file, config.vocab_size)
-        runner = _make_runner(file, config, kernel, num_blocks(config), threads)
+        blocks = num_blocks(config)
+        try:
+            runner = _make_runner(file, config, kernel, blocks, threads)
+        except MemoryError:
+            raise StartError(
+                f"{file.path}: {blocks} KV blocks and the weights do not fit in this process's "
+                "memory; lower engine.kvCache or choose a smaller model."
+            ) from None
         model = LoadedModel(runner=runner, tokenizer=tokenizer, format=found, bytes=file.size)
         try:
             load_tensors(file, runner, progress)
@@ -101,13 +108,7 @@ def _make_runner(
     if kernel != "Reference":
         obstacle = _fused_obstacle(file, config)
         if obstacle is None:
-            try:
-                return native.NativeRunner(config, num_blocks=num_blocks, threads=threads)
-            except MemoryError:
-                raise StartError(
-                    f"{file.path}: {num_blocks} KV blocks and the weights do not fit in this "
-                    "process's memory; lower engine.kvCache."
-                ) from None
+            return native.NativeRunner(config, num_blocks=num_blocks, threads=threads)
         if kernel == "Fused":
             raise ConfigError(
                 f"{file.path}: engine.kernel is Fused, but {obstacle}; "

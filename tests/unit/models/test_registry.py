@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from servewright_runtime import native
-from servewright_runtime.errors import ConfigError
+from servewright_runtime.errors import ConfigError, StartError
 from servewright_runtime.models import registry
 from servewright_runtime.models.loaded import LoadedModel
 from servewright_runtime.models.runner import LlamaConfig
@@ -99,6 +99,15 @@ def test_an_unknown_format_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         load(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("kernel", [pytest.param("Fused", marks=needs_native), "Reference"])
+def test_a_cache_that_no_memory_holds_is_told_with_the_cure(
+    tmp_path: Path, kernel: registry.Kernel
+) -> None:
+    path = make_tiny_gguf(tmp_path / "m.gguf", layers=8, hidden=256, heads=4, kv_heads=4)
+    with pytest.raises(StartError, match=r"do not fit .* lower engine\.kvCache"):
+        load(path, kernel, num_blocks=lambda config: 2**31 - 1)  # 256 TiB and more
 
 
 def test_the_blocks_are_asked_with_the_header_and_progress_ends_at_the_total(
