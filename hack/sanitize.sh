@@ -26,7 +26,8 @@ cp "$work"/lib/servewright_runtime/_native*.so "$work/packages/servewright_runti
 
 preload=$("$cxx" -print-file-name=libasan.so):$("$cxx" -print-file-name=libstdc++.so)
 export PYTHONPATH="$work/packages"
-export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1
+# A test asks for more memory than there is, and expects to be told.
+export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:allocator_may_return_null=1
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 LD_PRELOAD=$preload "$python" -c "
 import servewright_runtime._native as native
