@@ -180,14 +180,6 @@ async def until(condition: Callable[[], object], *, timeout_s: float = WAIT_S) -
         await asyncio.sleep(0.002)
 
 
-def eventually(condition: Callable[[], object], *, timeout_s: float = WAIT_S) -> None:
-    """`until` for tests that block."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come to hold"
-        time.sleep(0.002)
-
-
 def write_keys(folder: Path, keys: dict[str, str]) -> Path:
     """A folder of key files."""
     folder.mkdir(exist_ok=True)

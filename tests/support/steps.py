@@ -27,10 +27,6 @@ class Piece:
 
 def greedy(samples: int) -> SamplingBatch:
     """Sampling that takes the highest logit, `samples` times."""
-
-    def full(value: float, dtype: type[np.generic]) -> npt.NDArray[np.generic]:
-        return np.full(samples, value, dtype=dtype)
-
     none = np.zeros(0, np.int32)
     return SamplingBatch(
         temperature=np.zeros(samples, np.float32),

@@ -10,7 +10,7 @@ INTERVAL_S = 0.01
 
 
 def eventually(
-    condition: Callable[[], bool], *, timeout_s: float = TIMEOUT_S, interval_s: float = INTERVAL_S
+    condition: Callable[[], object], *, timeout_s: float = TIMEOUT_S, interval_s: float = INTERVAL_S
 ) -> None:
     """Return once `condition` holds; AssertionError when it does not within `timeout_s`."""
     deadline = time.monotonic() + timeout_s

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 
 from support.bodies import any_body, any_json
-from support.serving import WAIT_S, Server, eventually, serving_in_thread, sse
+from support.serving import WAIT_S, Server, serving_in_thread, sse
+from support.waiting import eventually
 
 PATHS = ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"]
 
