@@ -1,0 +1,1 @@
+"""The Kubernetes operator: watches ModelServices and keeps what they ask for so."""
