@@ -1,0 +1,84 @@
+"""A real API server for the session, a fresh namespace for each test, and on failure what was
+in it.
+
+`api_server` has no controllers: what a test writes stays as it wrote it. `control_plane` is
+another one, in which Deployments become ReplicaSets and Pods, and garbage is collected.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from support import apiserver
+from support.apiserver import ApiServer
+from support.tree import ROOT
+
+CRDS = ROOT / "charts" / "servewright-crds" / "templates"
+# What a test's namespace may hold that explains its failure.
+KINDS = (
+    "modelservices.servewright.io",
+    "deployments.apps",
+    "controllerrevisions.apps",
+    "services",
+    "pods",
+    "leases.coordination.k8s.io",
+    "events",
+)
+
+
+@pytest.fixture(scope="session")
+def api_server() -> Iterator[ApiServer]:
+    """etcd and kube-apiserver with our CRD."""
+    with _with_crds(controllers=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def control_plane() -> Iterator[ApiServer]:
+    """The same with kube-controller-manager and kube-scheduler; no kubelet."""
+    with _with_crds(controllers=True) as server:
+        yield server
+
+
+@pytest.fixture
+def namespace(request: pytest.FixtureRequest, api_server: ApiServer) -> Iterator[str]:
+    """A fresh namespace of `api_server`."""
+    with _fresh_namespace(request, api_server) as name:
+        yield name
+
+
+@pytest.fixture
+def controlled_namespace(request: pytest.FixtureRequest, control_plane: ApiServer) -> Iterator[str]:
+    """A fresh namespace of `control_plane`."""
+    with _fresh_namespace(request, control_plane) as name:
+        yield name
+
+
+@contextlib.contextmanager
+def _with_crds(*, controllers: bool) -> Iterator[ApiServer]:
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(apiserver.api_server(controllers=controllers))
+        except apiserver.Missing as missing:
+            pytest.skip(str(missing))
+        server.kubectl("apply", "--server-side", "--force-conflicts", f"--filename={CRDS}")
+        server.kubectl("wait", f"--filename={CRDS}", "--for=condition=Established", "--timeout=30s")
+        yield server
+
+
+@contextlib.contextmanager
+def _fresh_namespace(request: pytest.FixtureRequest, server: ApiServer) -> Iterator[str]:
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    server.kubectl("create", "namespace", name)
+    failed_before = request.session.testsfailed
+    yield name
+    if request.session.testsfailed > failed_before:
+        for kind in KINDS:
+            dump = server.run_kubectl("get", kind, f"--namespace={name}", "--output=yaml").stdout
+            if "items: []" not in dump:
+                print(f"--- {kind}\n{dump}")
+    server.kubectl("delete", "namespace", name, "--wait=false")
