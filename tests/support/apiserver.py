@@ -149,7 +149,7 @@ def _start(
             stdout=log,
             stderr=log,
             cwd=folder,
-            preexec_fn=_end_with_parent,  # noqa: PLW1509 - no other thread holds a lock here
+            preexec_fn=_end_with_parent,
         )
     stack.callback(_stop, process)
     return process
