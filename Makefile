@@ -31,14 +31,14 @@ check: $(STAMP)  ## format, lint, types, imports, generated files, the house's o
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
-	$(BIN)/python hack/gen.py --check
+	$(BIN)/python -m hack.gen --check
 	$(BIN)/pytest -q tests/unit/house
 
-gen: $(STAMP)  ## write the generated files anew (schema, table of fields)
-	$(BIN)/python hack/gen.py
+gen: $(STAMP)  ## write the generated files anew (schemas, tables)
+	$(BIN)/python -m hack.gen
 
 check-gen: $(STAMP)  ## fail if a generated file differs from what would be generated
-	$(BIN)/python hack/gen.py --check
+	$(BIN)/python -m hack.gen --check
 
 bench: $(STAMP)  ## measure this engine beside llama.cpp, one table
 	$(BIN)/python bench/run.py $(ARGS)

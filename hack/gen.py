@@ -1,7 +1,8 @@
 """Write the generated files, or with --check fail if one differs from what would be written.
 
 Generated: the JSON schema of ModelService (for editors and other tools) and the table of its
-fields in docs/manifest.md, both from the pydantic types, the one source of the schema.
+fields in docs/manifest.md, both from the pydantic types, the one source of the schema; and the
+operator chart's values schema and table (`chart.py`). Run from the root: `python -m hack.gen`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from annotated_types import BaseMetadata, Ge, Le, MaxLen
+from hack import chart
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -31,7 +33,11 @@ def generated(root: Path) -> dict[Path, str]:
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"{TABLE} has lost its markers {BEGIN!r} and {END!r}; put them back")
-    return {SCHEMA: schema(), TABLE: f"{before}{BEGIN}{table()}{END}{after}"}
+    return {
+        SCHEMA: schema(),
+        TABLE: f"{before}{BEGIN}{table()}{END}{after}",
+        **chart.generated(root),
+    }
 
 
 def schema() -> str:
