@@ -55,11 +55,23 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """What to ask the cluster about a pod that fails or hangs, for its PodWords."""
+
+    uid: str
+    pod: str  # its name
+    once: str  # while this stays the same, the answer got before is still the answer
+    container: str | None  # whose log to read; None: no log
+    previous: bool  # the log of the container's life before this one
+    events: bool  # whether to read the pod's Warning Events
+
+
+@dataclass(frozen=True, slots=True)
 class PodWords:
     """What was asked about a failing pod, once per restart. Empty where there is nothing."""
 
     log_tail: str = ""
-    events: tuple[str, ...] = ()  # messages of Warning Events, newest last
+    events: tuple[str, ...] = ()  # of Warning Events, newest last: "REASON: message"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +139,10 @@ class Note:
 class Plan:
     """What is to be so, and said. Executing it twice changes nothing the second time."""
 
-    children: Sequence[Object]  # in the order to apply them; owned ones not among them go
+    # In the order to apply them; owned ones not among them go. None: leave all as they are.
+    children: Sequence[Object] | None
     status: Object  # the whole of .status
     notes: Sequence[Note]  # after the status is written
     probe: Probe | None  # to keep asking; None: nobody to ask
-    requeue_after_s: float | None  # when time alone would change the decision
+    ask_state: Mapping[str, str]  # URL of /state by uid, of pods to ask once for their state
+    requeue_after_s: float | None  # when time alone would change the decision; 0: at once
