@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(shell find csrc -type f \( -name '*.cpp' -o -name '*.h' \))
 
-.PHONY: help run test check gen check-gen bench fuzz faults sanitize lock
+.PHONY: help run test check gen check-gen e2e images scale bench fuzz faults sanitize lock
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,7 +23,7 @@ run: $(STAMP)  ## serve examples/01-smollm2.yaml on this machine (MANIFEST=FILE,
 	@$(BIN)/servewright run $(MANIFEST) $(ARGS)
 
 test: $(STAMP)  ## run every test that needs no cluster (ARGS='-k name')
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -m 'not api and not node' $(ARGS)
 
 check: $(STAMP)  ## format, lint, types, imports, generated files, the house's own tests
 	$(BIN)/ruff format --check .
@@ -40,14 +40,24 @@ gen: $(STAMP)  ## write the generated files anew (schemas, tables)
 check-gen: $(STAMP)  ## fail if a generated file differs from what would be generated
 	$(BIN)/python -m hack.gen --check
 
+e2e: $(STAMP)  ## the tests on Kubernetes: its API server, then a whole cluster (docs/testing.md)
+	hack/e2e.sh $(ARGS)
+
+images: $(STAMP)  ## build the images of operator and runtime (docs/images.md)
+	hack/images.sh $(ARGS)
+
+scale: $(STAMP)  ## 1,000 ModelServices on pretended nodes, one table
+	hack/cluster.sh --nodes 0 --fake 20 -- $(BIN)/python bench/scale.py $(ARGS)
+
 bench: $(STAMP)  ## measure this engine beside llama.cpp, one table
 	$(BIN)/python bench/run.py $(ARGS)
 
 fuzz: $(STAMP)  ## the property tests for longer, with new random seeds
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/pytest -m fuzz --timeout 3600 $(ARGS)
 
-faults: $(STAMP)  ## kill each process of a run in turn and look what is left
-	SERVEWRIGHT_FAULTS=all $(BIN)/pytest -m faults --timeout 600 $(ARGS)
+faults: $(STAMP)  ## the long matrix of faults: each process of a run, then a cluster (docs/testing.md)
+	SERVEWRIGHT_FAULTS=all $(BIN)/pytest -m 'faults and not node' --timeout 600 $(ARGS)
+	SERVEWRIGHT_FAULTS=all hack/e2e.sh node -m faults --timeout 1200 $(ARGS)
 
 sanitize: $(STAMP)  ## kernel, loader and engine tests on an ASan and UBSan build
 	PYTHON=$(BIN)/python hack/sanitize.sh $(ARGS)

@@ -1,4 +1,5 @@
-"""Fails when a process of this checkout is still running: a test, a Ray process, a run."""
+"""Fails when a process of this checkout is still running (a test, a Ray process, a run), or a
+test cluster that was brought up beside it."""
 
 from __future__ import annotations
 
@@ -13,13 +14,15 @@ PATIENCE_S = 10.0
 
 
 def left() -> list[str]:
-    """Command lines of processes that run this checkout's Python, ourselves apart."""
+    """Processes that run this checkout's Python, ourselves apart, and nodes of a test cluster."""
     ours = {process.pid for process in psutil.Process().parents()} | {psutil.Process().pid}
     found = []
     for process in psutil.process_iter(["pid", "cmdline"]):
         command = " ".join(process.info["cmdline"] or ())
         if process.info["pid"] not in ours and str(ROOT / ".venv") in command:
             found.append(f"{process.info['pid']}: {command[:200]}")
+    # A node of a test cluster is a network namespace.
+    found += [f"the cluster's {path}" for path in Path("/run/netns").glob("servewright*")]
     return found
 
 

@@ -31,7 +31,8 @@ def report(*cases: tuple[str, str | None]) -> str:
     return f"<testsuites><testsuite>{inner}</testsuite></testsuites>"
 
 
-ALL_RAN = [("tests.unit.a", None), ("tests.fake.a", None), ("tests.runtime.a", None)]
+TIERS = ("unit", "fake", "runtime", "api", "node")
+ALL_RAN = [(f"tests.{tier}.a", None) for tier in TIERS]
 
 
 def test_generated_files_are_up_to_date() -> None:
@@ -40,7 +41,16 @@ def test_generated_files_are_up_to_date() -> None:
 
 
 def test_a_run_of_every_tier_is_fine() -> None:
-    assert script("skips").verdict(report(*ALL_RAN)) == []
+    assert script("skips").verdict([report(*ALL_RAN)]) == []
+
+
+def test_tiers_may_run_one_after_another() -> None:
+    assert script("skips").verdict([report(case) for case in ALL_RAN]) == []
+
+
+def test_what_one_run_skipped_another_does_not_make_good() -> None:
+    newest, oldest = report(*ALL_RAN), report(("tests.api.a", "too old"))
+    assert script("skips").verdict([newest, oldest]) != []
 
 
 @pytest.mark.parametrize(
@@ -55,13 +65,22 @@ def test_a_run_of_every_tier_is_fine() -> None:
     ],
 )
 def test_only_what_the_machine_explains_may_be_skipped(reason: str, wrong: bool) -> None:
-    found = script("skips").verdict(report(*ALL_RAN, ("tests.unit.b", reason)))
+    found = script("skips").verdict([report(*ALL_RAN, ("tests.unit.b", reason))])
     assert bool(found) == wrong
 
 
 def test_a_tier_that_was_skipped_whole_is_told() -> None:
-    found = script("skips").verdict(report(*ALL_RAN[:2], ("tests.runtime.a", "this CPU is odd")))
-    assert found == ["no test of tests/runtime ran"]
+    found = script("skips").verdict([report(*ALL_RAN[:-1], ("tests.node.a", "this CPU is odd"))])
+    assert found == ["no test of tests/node ran"]
+
+
+def test_the_closing_line_tells_all_runs_together() -> None:
+    api = '<s><testsuite tests="5" failures="1" skipped="1" errors="0" time="1.5"/></s>'
+    node = '<s><testsuite tests="3" failures="0" skipped="0" errors="1" time="2"/></s>'
+    closing_line = script("skips").closing_line
+    told = "===== 1 failed, 5 passed, 1 skipped, 1 error in 3.50s ====="
+    assert closing_line([api, node]) == told
+    assert closing_line([]) == "===== no tests ran in 0.00s ====="
 
 
 def test_the_lock_leaves_out_what_only_a_platform_adds() -> None:
