@@ -1,6 +1,12 @@
 """The ModelService API: types, validation, version. Knows no client and no runtime."""
 
-from servewright_api.manifest import ManifestError, dump_manifest, load_manifests, parse_manifests
+from servewright_api.manifest import (
+    ManifestError,
+    dump_manifest,
+    load_manifests,
+    parse_manifest,
+    parse_manifests,
+)
 from servewright_api.modelservice import API_VERSION, GROUP, KIND, ModelService
 from servewright_api.overrides import Override, parse_override
 from servewright_api.quantity import parse_quantity
@@ -17,6 +23,7 @@ __all__ = [
     "__version__",
     "dump_manifest",
     "load_manifests",
+    "parse_manifest",
     "parse_manifests",
     "parse_override",
     "parse_quantity",

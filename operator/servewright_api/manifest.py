@@ -78,7 +78,7 @@ def parse_manifests(
     services, problems = [], []
     for document in documents:
         try:
-            services.append(_service(document.value, overrides))
+            services.append(parse_manifest(document.value, overrides=overrides))
         except ManifestError as error:
             where = f"{origin}: {_who(document)}"
             problems += [f"{where}: {problem}" for problem in error.problems]
@@ -87,13 +87,11 @@ def parse_manifests(
     return services
 
 
-def dump_manifest(service: ModelService) -> dict[str, Any]:
-    """The manifest as JSON-ready data that loads to an equal ModelService."""
-    return service.model_dump(mode="json", by_alias=True, exclude_none=True)
+def parse_manifest(value: Any, *, overrides: Sequence[Override] = ()) -> ModelService:
+    """The ModelService of one document, read already; `overrides` are written into it.
 
-
-def _service(value: Any, overrides: Sequence[Override]) -> ModelService:
-    """The document's ModelService. Raises ManifestError whose problems begin with a field path."""
+    Raises ManifestError whose problems begin with a field path.
+    """
     problems = list(_not_ours(value))
     if problems:
         raise ManifestError(problems)
@@ -111,6 +109,11 @@ def _service(value: Any, overrides: Sequence[Override]) -> ModelService:
     if problems:
         raise ManifestError(problems)
     return service
+
+
+def dump_manifest(service: ModelService) -> dict[str, Any]:
+    """The manifest as JSON-ready data that loads to an equal ModelService."""
+    return service.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def _not_ours(value: Any) -> Iterator[str]:
