@@ -1,10 +1,11 @@
-"""What holds for every test: tiers by folder, hypothesis profiles, no process left behind."""
+"""What holds for every test: tiers by folder, golden files, hypothesis profiles, no process left
+behind."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -22,6 +23,25 @@ settings.register_profile("fuzz", _COMMON, max_examples=5000, print_blob=True)
 settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if "CI" in os.environ else "dev")
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Golden files are written by the tests that read them; the diff is read in review."""
+    parser.addoption("--update-golden", action="store_true", help="write golden files anew")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[Path, str], None]:
+    """Asserts that a golden file holds a text; with --update-golden writes it."""
+
+    def check(path: Path, text: str) -> None:
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        wanted = path.read_text() if path.exists() else ""
+        assert text == wanted, f"{path.name} differs; if it should, run pytest --update-golden"
+
+    return check
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
