@@ -9,36 +9,48 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
-from servewright_api import modelservice as types
+from servewright_api import values
 from servewright_api.fields import type_at
 from servewright_api.later import LATER_FIELDS, LATER_FORMATS
-from servewright_api.quantity import QUANTITY_PATTERN
+from servewright_api.modelservice import API_VERSION, KIND
+from servewright_api.quantity import CPU_PATTERN, MEMORY_PATTERN
 
-_VERSION = f"{types.KIND} {types.API_VERSION.partition('/')[2]}"
+_VERSION = f"{KIND} {API_VERSION.partition('/')[2]}"
 
 # What a pattern means, for people. Every pattern of the schema is in here.
 PATTERN_WORDS = {
-    types.LABEL_PATTERN: "lower-case letters, digits and inner hyphens, such as smollm2",
-    types.SUBDOMAIN_PATTERN: "lower-case letters, digits and inner hyphens and dots",
-    types.SERVED_NAME_PATTERN: "letters, digits and inner . _ : / -, such as org/model-7b",
-    types.LABEL_KEY_PATTERN: "a label key such as team or example.com/team",
-    types.LABEL_VALUE_PATTERN: "letters, digits and inner . _ -",
-    types.DIGEST_PATTERN: "sha256: and 64 lower-case hexadecimal digits",
-    QUANTITY_PATTERN: "a quantity such as 512Mi or 1.5Gi",
+    values.LABEL_PATTERN: "lower-case letters, digits and inner hyphens, such as team-a",
+    values.NAME_PATTERN: (
+        "lower-case letters, digits and inner hyphens, a letter first, such as smollm2"
+    ),
+    values.SUBDOMAIN_PATTERN: "lower-case letters, digits and inner hyphens and dots",
+    values.SERVED_NAME_PATTERN: "letters, digits and inner . _ : / -, such as org/model-7b",
+    values.LABEL_KEY_PATTERN: "a label key such as team or example.com/team",
+    values.LABEL_VALUE_PATTERN: "letters, digits and inner . _ -",
+    values.DIGEST_PATTERN: "sha256: and 64 lower-case hexadecimal digits",
+    values.DATA_KEY_PATTERN: "letters, digits and . _ -, such as ca.crt",
+    values.ENV_NAME_PATTERN: "letters, digits and _, no digit first, such as HTTPS_PROXY",
+    values.IMAGE_PATTERN: "an image such as registry.example/runtime:0.1.0",
+    values.PERCENT_PATTERN: "a whole number or a percentage, such as 1 or 25%",
+    MEMORY_PATTERN: "a quantity such as 512Mi or 1.5Gi",
+    CPU_PATTERN: "a number of CPUs such as 2, 0.5 or 500m",
 }
 
 _KINDS = {
     "string_type": "text",
     "int_type": "a whole number",
     "bool_type": "true or false",
+    "list_type": "a list",
     "dict_type": "a mapping of names to values",
     "model_type": "a mapping of fields to values",
 }
 
 
 def field_path(loc: Sequence[int | str]) -> str:
-    """("spec", "engine", "threads") as "spec.engine.threads"."""
-    return ".".join(plain(part) for part in loc if part != "[key]")
+    """("spec", "pod", "env", 0, "name") as "spec.pod.env[0].name"."""
+    parts = [part for part in loc if part != "[key]"]
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{plain(part)}" for part in parts)
+    return text.removeprefix(".")
 
 
 def plain(value: object) -> str:

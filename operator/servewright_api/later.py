@@ -11,22 +11,15 @@ LATER_FIELDS = frozenset(
         "spec.cache",
         "spec.explain",
         "spec.parallelism",
-        "spec.pod",
-        "spec.replicas",
-        "spec.resources",
-        "spec.rollout",
         "spec.scaling",
-        "spec.suspend",
         "spec.traffic",
         "spec.tuningRef",
         "spec.engine.quantization",
-        "spec.model.credentialsSecret",
         "spec.model.revision",
         "spec.probe.inputs",
-        "spec.probe.intervalSeconds",
     }
 )
 
-LATER_SCHEMES = frozenset({"hf", "s3", "pvc"})
+LATER_SCHEMES = ("hf", "s3")
 
 LATER_FORMATS = ("safetensors", "onnx", "skops", "keras", "torchscript", "xgboost", "lightgbm")

@@ -7,7 +7,7 @@ Every error is one line that tells the file, the document, the field and the cur
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,23 @@ def parse_manifests(
     return services
 
 
-def parse_manifest(value: Any, *, overrides: Sequence[Override] = ()) -> ModelService:
+def service_from_cluster(live: Mapping[str, Any]) -> ModelService:
+    """The ModelService that a live object holds. Raises ManifestError.
+
+    Of its metadata only name, namespace and our own annotations are looked at: the rest is for
+    others, and has passed the API server's own rules.
+    """
+    metadata = live["metadata"]
+    annotations = metadata.get("annotations", {})
+    ours = {key: value for key, value in annotations.items() if key.startswith(f"{GROUP}/")}
+    kept = {"name": metadata["name"], "namespace": metadata["namespace"], "annotations": ours}
+    value = {key: live.get(key) for key in ("apiVersion", "kind", "spec")}
+    return parse_manifest({**value, "metadata": kept}, in_cluster=True)
+
+
+def parse_manifest(
+    value: Any, *, overrides: Sequence[Override] = (), in_cluster: bool = False
+) -> ModelService:
     """The ModelService of one document, read already; `overrides` are written into it.
 
     Raises ManifestError whose problems begin with a field path.
@@ -98,14 +114,14 @@ def parse_manifest(value: Any, *, overrides: Sequence[Override] = ()) -> ModelSe
     for override in overrides:
         override.apply(value)
     try:
-        service = ModelService.model_validate(value)
+        service = ModelService.model_validate(_without_nulls(value))
     except ValidationError as error:
         details = error.errors(include_url=False)
         problems = [f"{field_path(d['loc'])}: {sentence(d)}" for d in details[:MAX_ERRORS]]
         if len(details) > MAX_ERRORS:
             problems.append(f"and {len(details) - MAX_ERRORS} more errors.")
         raise ManifestError(problems) from None
-    problems = [f"{path}: {text}" for path, text in broken_rules(service)]
+    problems = [f"{path}: {text}" for path, text in broken_rules(service, in_cluster=in_cluster)]
     if problems:
         raise ManifestError(problems)
     return service
@@ -114,6 +130,15 @@ def parse_manifest(value: Any, *, overrides: Sequence[Override] = ()) -> ModelSe
 def dump_manifest(service: ModelService) -> dict[str, Any]:
     """The manifest as JSON-ready data that loads to an equal ModelService."""
     return service.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _without_nulls(value: Any) -> Any:
+    """A field without a value is a field left out, as for the API server."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [_without_nulls(inner) for inner in value]
+    return value
 
 
 def _not_ours(value: Any) -> Iterator[str]:

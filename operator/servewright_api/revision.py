@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
-from servewright_api.modelservice import ModelService
+from servewright_api.modelservice import GROUP, ModelService
+
+# A new value asks for a new revision of the same spec, with today's pod template and image.
+RESTARTED_AT_ANNOTATION = f"{GROUP}/restartedAt"
+
+# What a running pod need not be replaced for. Of rollout a pod obeys drainSeconds.
+_APPLIED_IN_PLACE: dict[str, Any] = {
+    "replicas": True,
+    "suspend": True,
+    "rollout": {"max_surge", "max_unavailable", "progress_deadline_seconds", "auto_rollback"},
+    "probe": {"interval_seconds"},
+}
 
 
 def revision(service: ModelService) -> str:
     """Ten hex digits that change when a field changes what a pod runs or serves.
 
-    Today every field of spec does. Values equal to their defaults are left out, so that a
-    manifest keeps its revision when the API server writes the defaults into it, or when a later
-    version adds a field.
+    Values equal to their defaults are left out, so that a manifest keeps its revision when the
+    API server writes the defaults into it, or when a later version adds a field.
     """
-    spec = service.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    canonical = json.dumps(spec, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    spec = service.spec.model_dump(
+        mode="json", by_alias=True, exclude_defaults=True, exclude=_APPLIED_IN_PLACE
+    )
+    wanted = {group: value for group, value in spec.items() if value != {}}
+    if restarted_at := service.metadata.annotations.get(RESTARTED_AT_ANNOTATION):
+        wanted["restartedAt"] = restarted_at
+    canonical = json.dumps(wanted, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:10]
