@@ -51,6 +51,12 @@ class Load:
     reconnect_s: float = 0.0
     for_s: float = 600.0
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Of the workers that it has, as its account names them."""
+        workers = {"keep-alive": self.keep_alive, "fresh": self.fresh, "stream": self.streams}
+        return tuple(kind for kind, count in workers.items() if count)
+
 
 @dataclass
 class Account:

@@ -1,0 +1,197 @@
+"""A cluster with the operator as README installs it, a file server for the model, and for each
+test a fresh namespace. What fails shows what was in it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from support import cluster
+from support.cluster import CallFailed, Namespace, Object, call
+from support.manifests import make_manifest
+from support.smollm2 import DIGEST, smollm2_path
+from support.tree import ROOT
+
+OPERATOR_NAMESPACE = "servewright"
+# A model for a crowded machine: it starts in 10 s and takes 600 MB.
+CHEAP: Object = {
+    "metadata.name": "m",
+    "spec.model.digest": DIGEST,
+    "spec.engine.threads": 1,
+    "spec.engine.kvCache": "64Mi",
+    "spec.engine.maxModelLen": 1024,
+    "spec.access.mode": "Open",
+    "spec.probe.prompt": "The capital of France is",
+    "spec.probe.expect": "Paris",
+    "spec.probe.intervalSeconds": 5,
+    "spec.probe.timeoutSeconds": 20,
+    "spec.resources.requests": {"cpu": "50m", "memory": "512Mi"},
+    "spec.resources.limits": {"memory": "1536Mi"},
+    "spec.rollout.progressDeadlineSeconds": 120,
+}
+MAX_LOG_LINES = 60
+KINDS = "msvc,deployments,replicasets,controllerrevisions,services,pdb,pods"
+
+FILE_SERVER = """
+import http.server, os, time
+
+class Files(http.server.SimpleHTTPRequestHandler):
+    def do_GET(self):
+        if self.path.startswith("/hang/"):
+            time.sleep(3600)
+        super().do_GET()
+
+os.chdir("/files")
+http.server.ThreadingHTTPServer(("", 8080), Files).serve_forever()
+"""
+
+MakeModel = Callable[..., Object]
+
+
+@pytest.fixture(scope="session")
+def helm_set() -> list[str]:
+    """Options for `helm install` where the images have other names than the chart's defaults."""
+    given = os.environ.get("SERVEWRIGHT_HELM_SET")
+    return ["--set", given] if given else []
+
+
+@pytest.fixture(scope="session")
+def operator(helm_set: list[str]) -> Iterator[Namespace]:
+    """The operator's namespace; both charts are installed as the README tells."""
+    if missing := cluster.lacks():
+        pytest.skip(missing)
+    install_crds()
+    install_operator(*helm_set)
+    yield operator_namespace()
+    call("helm", "uninstall", "servewright", f"--namespace={OPERATOR_NAMESPACE}", timeout_s=120)
+    call("kubectl", "delete", "namespace", OPERATOR_NAMESPACE, "--wait=false")
+
+
+def install_crds() -> str:
+    """Prints what helm says."""
+    chart = str(ROOT / "charts" / "servewright-crds")
+    return call("helm", "upgrade", "--install", "servewright-crds", chart, timeout_s=120)
+
+
+def install_operator(*options: str) -> str:
+    """Install or upgrade, and wait until it is ready. Returns what helm says."""
+    chart = str(ROOT / "charts" / "servewright")
+    words = ["helm", "upgrade", "--install", "servewright", chart, "--create-namespace"]
+    words += [f"--namespace={OPERATOR_NAMESPACE}", "--wait", "--timeout=3m", *options]
+    return call(*words, timeout_s=200)
+
+
+def operator_namespace() -> Namespace:
+    """The operator's namespace, and which image its models run."""
+    path = "jsonpath={..env[?(@.name=='SERVEWRIGHT_RUNTIME_IMAGE')].value}"
+    words = (f"--namespace={OPERATOR_NAMESPACE}", "deployment", "servewright", f"--output={path}")
+    return Namespace(OPERATOR_NAMESPACE, call("kubectl", "get", *words).strip())
+
+
+@contextmanager
+def fresh_namespace(request: pytest.FixtureRequest, operator: Namespace) -> Iterator[Namespace]:
+    """A namespace that goes afterwards; when a test failed, first it is told what is in it."""
+    space = Namespace(f"node-{uuid.uuid4().hex[:8]}", operator.runtime_image)
+    call("kubectl", "create", "namespace", space.name)
+    failed_before = request.session.testsfailed
+    yield space
+    if request.session.testsfailed > failed_before:
+        tell(space)
+        tell_logs(operator)
+    call("kubectl", "delete", "namespace", space.name, "--wait=false")
+
+
+def tell(space: Namespace) -> None:
+    """Print what explains a failure."""
+    for words in (
+        ["get", KINDS, "--output=wide"],
+        ["get", "msvc", "--output=yaml"],
+        ["get", "events", "--sort-by=.lastTimestamp"],
+    ):
+        print(f"--- {space.name}: {' '.join(words)}\n{_said(space, *words)}")
+    tell_logs(space)
+
+
+def tell_logs(space: Namespace) -> None:
+    """Print the end of each container's log, the previous one's too."""
+    for pod in space.find("pods"):
+        name = pod["metadata"]["name"]
+        for status in pod["status"].get("containerStatuses", []):
+            words = ["logs", name, f"--container={status['name']}", f"--tail={MAX_LOG_LINES}"]
+            print(f"--- {name} {status['name']}\n{_said(space, *words)}")
+            if status["restartCount"]:
+                print(f"--- {name} {status['name']} before\n{_said(space, *words, '--previous')}")
+
+
+def _said(space: Namespace, *words: str) -> str:
+    try:
+        return space.kubectl(*words)
+    except CallFailed as error:
+        return str(error)
+
+
+@pytest.fixture
+def space(request: pytest.FixtureRequest, operator: Namespace) -> Iterator[Namespace]:
+    """A fresh namespace."""
+    with fresh_namespace(request, operator) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def files(request: pytest.FixtureRequest, operator: Namespace) -> Iterator[str]:
+    """URL of a server in the cluster, with the model at /smollm2.gguf; below /hang/ it hangs."""
+    path = smollm2_path()
+    with fresh_namespace(request, operator) as space:
+        volumes = [{"name": "files", "emptyDir": {}}]
+        container = {
+            "volumeMounts": [{"name": "files", "mountPath": "/files"}],
+            "readinessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1},
+        }
+        command = ("python", "-c", FILE_SERVER)
+        pod = space.helper_pod("files", *command, container=container, volumes=volumes)
+        service = {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "files"},
+            "spec": {"selector": {"test": "files"}, "ports": [{"port": 8080}]},
+        }
+        space.apply(pod, service)
+        space.wait_running("files")
+        with path.open("rb") as file:
+            into_pod = ["kubectl", "exec", "--stdin", f"--namespace={space.name}", "files", "--"]
+            write = ["sh", "-c", "cat > /files/part && mv /files/part /files/smollm2.gguf"]
+            subprocess.run([*into_pod, *write], stdin=file, check=True, timeout=120)
+        yield f"http://files.{space.name}.svc:8080"
+
+
+@pytest.fixture(scope="session")
+def make_model(files: str) -> MakeModel:
+    """A manifest of the cheap model, with changes by field path."""
+
+    def make(changes: dict[str, Any] | None = None) -> Object:
+        source = {"spec.model.source": f"{files}/smollm2.gguf"}
+        return make_manifest({**CHEAP, **source, **(changes or {})})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def _shared(
+    request: pytest.FixtureRequest, operator: Namespace, make_model: MakeModel
+) -> Iterator[Namespace]:
+    with fresh_namespace(request, operator) as space:
+        yield space
+
+
+@pytest.fixture
+def serving(_shared: Namespace, make_model: MakeModel) -> Namespace:
+    """A namespace that tests share, in which `m` is Ready with two replicas as each test begins."""
+    _shared.apply(make_model({"spec.replicas": 2}))
+    _shared.wait_ready("m")
+    return _shared
