@@ -21,16 +21,21 @@ _APPLIED_IN_PLACE: dict[str, Any] = {
 
 
 def revision(service: ModelService) -> str:
-    """Ten hex digits that change when a field changes what a pod runs or serves.
-
-    Values equal to their defaults are left out, so that a manifest keeps its revision when the
-    API server writes the defaults into it, or when a later version adds a field.
-    """
-    spec = service.spec.model_dump(
-        mode="json", by_alias=True, exclude_defaults=True, exclude=_APPLIED_IN_PLACE
-    )
-    wanted = {group: value for group, value in spec.items() if value != {}}
+    """Ten hex digits that change when a field changes what a pod runs or serves."""
+    wanted = revision_fields(service)
     if restarted_at := service.metadata.annotations.get(RESTARTED_AT_ANNOTATION):
         wanted["restartedAt"] = restarted_at
     canonical = json.dumps(wanted, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:10]
+
+
+def revision_fields(service: ModelService) -> dict[str, Any]:
+    """The fields of spec that make the revision, those equal to their defaults left out.
+
+    So a manifest keeps its revision when the API server writes the defaults into it, or when a
+    later version adds a field.
+    """
+    spec = service.spec.model_dump(
+        mode="json", by_alias=True, exclude_defaults=True, exclude=_APPLIED_IN_PLACE
+    )
+    return {group: value for group, value in spec.items() if value != {}}

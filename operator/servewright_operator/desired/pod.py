@@ -1,0 +1,232 @@
+"""The pod of a replica: rendered once for a revision, stored, and run to the byte ever after.
+
+It passes the restricted Pod Security Standard, runs as any user id and writes to its volumes
+alone. One image serves and, before that, fetches: credentials are mounted only there.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+from pydantic import BaseModel
+
+from servewright_api.modelservice import ModelService
+from servewright_api.revision import revision_fields
+from servewright_operator import names
+from servewright_operator.desired import secrets
+from servewright_operator.objects import Object
+from servewright_operator.settings import PodDefaults
+
+MANIFEST_VARIABLE = "SERVEWRIGHT_MANIFEST"
+REVISION_VARIABLE = "SERVEWRIGHT_REVISION"
+
+# What the runtime does after SIGTERM: it lingers while endpoints forget it, drains, and ends.
+_LINGER_S = 5
+_MARGIN_S = 5
+# The kubelet ends a start that takes longer; the Deployment's own deadline reports long before. The
+# template outlives edits of progressDeadlineSeconds, so a raised one must find room here.
+_STARTUP_S = 3600
+_PVC = "pvc://"
+# Where the volumes are; nothing else can be written to.
+_TMP, _SHM, _MODEL = "/tmp", "/dev/shm", "/model"  # noqa: S108 - a pod's own
+_KEYS, _CREDENTIALS = "/keys", "/credentials"
+_READ_BY_ALL = 0o444  # whatever user id the pod gets
+
+_SECURITY: Object = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+# Kubernetes obeys these, and the runtime need not know them.
+_FOR_KUBERNETES = {"pod", "resources"}
+_SPREAD_KEYS = ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
+
+
+def template(service: ModelService, revision: str, pods: PodDefaults) -> Object:
+    """The pod template of `revision`, which `service` asks for."""
+    name, given = service.metadata.name, service.spec.pod
+    spec = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        # Named even where it is the default: the API server keeps the old one in a deprecated twin
+        # of this field, which then comes back when the field goes.
+        "serviceAccountName": given.service_account_name or "default",
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "terminationGracePeriodSeconds": (
+            _LINGER_S + service.spec.rollout.drain_seconds + _MARGIN_S
+        ),
+        "topologySpreadConstraints": _spread(service),
+        "containers": [_replica(service, revision, pods)],
+        "volumes": _volumes(service),
+        "imagePullSecrets": [
+            {"name": secret}
+            for secret in dict.fromkeys(
+                (*(given_.name for given_ in given.image_pull_secrets), *pods.image_pull_secrets)
+            )
+        ],
+        "nodeSelector": dict(given.node_selector),
+        "tolerations": list(map(_plain, given.tolerations)),
+        "priorityClassName": given.priority_class_name,
+        "runtimeClassName": given.runtime_class_name,
+    }
+    if _fetches(service):
+        spec["initContainers"] = [_fetch(service, revision, pods)]
+    return {
+        "metadata": {
+            "labels": {**given.labels, **names.labels(name), names.REVISION_LABEL: revision},
+            **({"annotations": dict(given.annotations)} if given.annotations else {}),
+        },
+        "spec": {field: value for field, value in spec.items() if value not in (None, [], {})},
+    }
+
+
+def _fetches(service: ModelService) -> bool:
+    """Whether there is something to bring or to verify before the replica starts."""
+    model = service.spec.model
+    return not model.source.startswith(_PVC) or model.digest is not None
+
+
+def _replica(service: ModelService, revision: str, pods: PodDefaults) -> Object:
+    startup_s = max(_STARTUP_S, service.spec.rollout.progress_deadline_seconds)
+    return {
+        "name": names.REPLICA_CONTAINER,
+        **_container(service, revision, pods),
+        "command": ["python", "-m", "servewright_runtime.pod"],
+        "ports": [
+            {"name": names.HTTP_PORT_NAME, "containerPort": names.HTTP_PORT, "protocol": "TCP"},
+            {"name": names.ADMIN_PORT_NAME, "containerPort": names.ADMIN_PORT, "protocol": "TCP"},
+        ],
+        "startupProbe": _probe("/readyz", period_s=1, timeout_s=3, failures=startup_s),
+        "readinessProbe": _probe("/readyz", period_s=2, timeout_s=3, failures=3),
+        "livenessProbe": _probe("/livez", period_s=10, timeout_s=5, failures=3),
+        "volumeMounts": [
+            {"name": "tmp", "mountPath": _TMP},
+            {"name": "shm", "mountPath": _SHM},
+            {"name": "model", "mountPath": _MODEL, "readOnly": True},
+            *(
+                [{"name": secrets.KEYS_VOLUME, "mountPath": _KEYS, "readOnly": True}]
+                if service.spec.access.mode == "ApiKey"
+                else []
+            ),
+        ],
+    }
+
+
+def _fetch(service: ModelService, revision: str, pods: PodDefaults) -> Object:
+    model = service.spec.model
+    return {
+        "name": names.FETCH_CONTAINER,
+        **_container(service, revision, pods),
+        "command": ["python", "-m", "servewright_runtime.pod", "fetch"],
+        "volumeMounts": [
+            {"name": "tmp", "mountPath": _TMP},
+            {"name": "model", "mountPath": _MODEL, "readOnly": model.source.startswith(_PVC)},
+            *(
+                [{"name": "credentials", "mountPath": _CREDENTIALS, "readOnly": True}]
+                if model.credentials_secret
+                else []
+            ),
+        ],
+    }
+
+
+def _container(service: ModelService, revision: str, pods: PodDefaults) -> Object:
+    """What both containers have. The same resources for both cost nothing: they run in turn."""
+    ours = {
+        "HOME": _TMP,
+        MANIFEST_VARIABLE: _manifest(service),
+        REVISION_VARIABLE: revision,
+    }
+    given = service.spec.pod
+    return {
+        "image": given.image or pods.image,
+        "imagePullPolicy": pods.image_pull_policy,
+        "env": [
+            *map(_plain, given.env),
+            *({"name": name, "value": value} for name, value in ours.items()),
+        ],
+        "resources": _plain(service.spec.resources),
+        "securityContext": copy.deepcopy(_SECURITY),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+
+
+def _manifest(service: ModelService) -> str:
+    """What the runtime is to serve: the fields of spec that make the revision.
+
+    Those that Kubernetes alone obeys are left out: together they could be longer than a variable
+    may be. Kubernetes would expand $(NAME), which a prompt may hold, so no $ is written.
+    """
+    spec = revision_fields(service)
+    document = {
+        "apiVersion": service.api_version,
+        "kind": service.kind,
+        "metadata": {"name": service.metadata.name, "namespace": service.metadata.namespace},
+        "spec": {group: spec[group] for group in spec.keys() - _FOR_KUBERNETES},
+    }
+    text = json.dumps([document], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return text.replace("$", "\\u0024")
+
+
+def _probe(path: str, *, period_s: int, timeout_s: int, failures: int) -> Object:
+    return {
+        "httpGet": {"path": path, "port": names.ADMIN_PORT_NAME},
+        "periodSeconds": period_s,
+        "timeoutSeconds": timeout_s,
+        "failureThreshold": failures,
+    }
+
+
+def _spread(service: ModelService) -> list[Object]:
+    """The user's constraints, and for nodes and zones without one: spread where it can be."""
+    given = list(map(_plain, service.spec.pod.topology_spread))
+    keys = {constraint["topologyKey"] for constraint in given}
+    given += [
+        {"maxSkew": 1, "topologyKey": key, "whenUnsatisfiable": "ScheduleAnyway"}
+        for key in _SPREAD_KEYS
+        if key not in keys
+    ]
+    counted = {
+        "labelSelector": {"matchLabels": names.selector(service.metadata.name)},
+        "matchLabelKeys": ["pod-template-hash"],  # each revision by itself
+    }
+    return [{**constraint, **counted} for constraint in given]
+
+
+def _volumes(service: ModelService) -> list[Object]:
+    spec, name = service.spec, service.metadata.name
+    volumes: list[Object] = [
+        {"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "128Mi"}},
+    ]
+    if spec.model.source.startswith(_PVC):
+        claim = spec.model.source.removeprefix(_PVC).partition("/")[0]
+        volumes.append(
+            {"name": "model", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
+        )
+    else:
+        volumes.append({"name": "model", "emptyDir": {}})
+    if spec.access.mode == "ApiKey":
+        users = (
+            {"secret": {"name": spec.access.secret_ref.name}}
+            if spec.access.secret_ref
+            else secrets.mount(names.api_keys_secret(name), names.API_KEY)
+        )
+        # The operator's key comes last: under its name it wins.
+        sources = [users, secrets.mount(names.probe_secret(name), names.PROBE_KEY)]
+        volumes.append(
+            {
+                "name": secrets.KEYS_VOLUME,
+                "projected": {"defaultMode": _READ_BY_ALL, "sources": sources},
+            }
+        )
+    if _fetches(service) and spec.model.credentials_secret:
+        secret = {"secretName": spec.model.credentials_secret.name, "defaultMode": _READ_BY_ALL}
+        volumes.append({"name": "credentials", "secret": secret})
+    return volumes
+
+
+def _plain(value: BaseModel) -> dict[str, Any]:
+    return value.model_dump(mode="json", by_alias=True, exclude_none=True)

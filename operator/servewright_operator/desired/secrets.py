@@ -1,0 +1,41 @@
+"""The Secrets that are made: the operator's own key, and users' first one where they name none.
+
+A pod that was rendered with them needs them as long as its revision may run again, so the stored
+templates tell which are wanted.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+
+from servewright_operator.desired.child import Owner, child
+from servewright_operator.objects import Object
+
+KEYS_VOLUME = "keys"
+
+
+def mount(name: str, key: str) -> Object:
+    """A made Secret as a source of the volume of keys. Only a made one names its item."""
+    return {"secret": {"name": name, "items": [{"key": key, "path": key}]}}
+
+
+def wanted(templates: Iterable[Object]) -> dict[str, str]:
+    """The made Secrets that pods of these templates mount: key by name, in order of name."""
+    found = {}
+    for template in templates:
+        for volume in template["spec"]["volumes"]:
+            if volume["name"] == KEYS_VOLUME:
+                for source in volume["projected"]["sources"]:
+                    for item in source["secret"].get("items", ()):
+                        found[source["secret"]["name"]] = item["key"]
+    return dict(sorted(found.items()))
+
+
+def build(owner: Owner, name: str, key: str, value: str) -> Object:
+    """Secret `name` with one key."""
+    return {
+        **child("v1", "Secret", owner, name),
+        "type": "Opaque",
+        "data": {key: base64.b64encode(value.encode()).decode()},
+    }

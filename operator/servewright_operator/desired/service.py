@@ -1,0 +1,26 @@
+"""The address that clients call, and the operator's own probe too."""
+
+from __future__ import annotations
+
+from servewright_operator import names
+from servewright_operator.desired.child import Owner, child
+from servewright_operator.objects import Object
+
+
+def build(owner: Owner) -> Object:
+    """Service NAME."""
+    return {
+        **child("v1", "Service", owner),
+        "spec": {
+            "type": "ClusterIP",
+            "selector": names.selector(owner.key.name),
+            "ports": [
+                {
+                    "name": names.HTTP_PORT_NAME,
+                    "port": names.HTTP_PORT,
+                    "targetPort": names.HTTP_PORT_NAME,
+                    "protocol": "TCP",
+                }
+            ],
+        },
+    }
