@@ -1,4 +1,4 @@
-"""The `servewright` command: validate, run, info, cache, version.
+"""The `servewright` command: validate, run, manifests, info, cache, version.
 
 Exit codes: 0 done or drained, 2 a configuration to correct, 1 anything else. What a user can
 cause ends in one sentence on stderr; a traceback means a bug of ours and goes to a file.
@@ -104,6 +104,27 @@ def run(
 
     settings = Settings(host=host, port=port, admin_port=admin_port)
     raise typer.Exit(local.run(services, settings, api_keys))
+
+
+@app.command()
+def manifests(
+    files: Files,
+    image: Annotated[
+        str | None,
+        typer.Option(help="Image of the runtime; the chart's default unless given."),
+    ] = None,
+    pod_monitors: Annotated[
+        bool, typer.Option("--pod-monitors", help="The cluster has the kind PodMonitor.")
+    ] = False,
+    sets: Sets = None,
+) -> None:
+    """Print what the operator would apply for the manifests, without asking any cluster."""
+    from servewright_operator.rendering import DEFAULT_IMAGE, render
+    from servewright_operator.settings import PodDefaults
+
+    services = load_manifests(files, overrides=_overrides(sets))
+    pods = PodDefaults(image or DEFAULT_IMAGE)
+    typer.echo(render(services, pods, pod_monitors=pod_monitors), nl=False)
 
 
 @app.command()

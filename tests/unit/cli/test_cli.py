@@ -48,7 +48,9 @@ def test_version_is_one_line() -> None:
 
 def test_help_names_every_command() -> None:
     text = servewright("--help").stdout
-    assert all(word in text for word in ("validate", "run", "info", "cache", "version"))
+    assert all(
+        word in text for word in ("validate", "run", "manifests", "info", "cache", "version")
+    )
 
 
 def test_valid_manifests_are_told_with_their_revision() -> None:
