@@ -109,7 +109,14 @@ def test_watched_namespaces_get_the_rights_that_the_cluster_would() -> None:
     assert set(roles) == {"team-a", "team-b", "servewright"}
 
 
-def test_two_releases_in_one_cluster_share_no_name() -> None:
-    other = helm.helm("template", "mine", helm.CHART, f"--kube-version={helm.KUBERNETES}")
-    names = [{one["metadata"]["name"] for one in documents(text)} for text in (template(), other)]
-    assert names[0] & names[1] == set()
+def test_releases_for_different_namespaces_share_no_name() -> None:
+    def names(release: str) -> set[tuple[str, str, str]]:
+        words = (f"--namespace={release}", f"--set=watchNamespaces={{{release}}}")
+        kubernetes = f"--kube-version={helm.KUBERNETES}"
+        text = helm.helm("template", release, helm.CHART, kubernetes, *words)
+        return {
+            (one["kind"], one["metadata"].get("namespace", ""), one["metadata"]["name"])
+            for one in documents(text)
+        }
+
+    assert names("ours") & names("theirs") == set()
