@@ -84,7 +84,7 @@ def sentence(error: ErrorDetails) -> str:
         case "less_than_equal":
             return f"must be at most {context['le']}, but {shown(value)} came."
         case "value_error":
-            return f"{context['error']}."
+            return f"{context['error']}, but {shown(value)} came."
         case kind if kind in _KINDS:
             return f"must be {_KINDS[kind]}, but {shown(value)} came."
         case _:

@@ -70,36 +70,58 @@ def _number_as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _above_zero(text: str) -> str:
+def _check_memory(text: str) -> str:
+    if not 0 < parse_quantity(text) <= parse_quantity(MAX_MEMORY):
+        raise ValueError(f"must be {_MEMORY_WORDS}")
+    return text
+
+
+def _check_cpu(text: str) -> str:
     if parse_quantity(text) == 0:
-        raise ValueError("is zero; write a quantity above it, or leave the field out")
+        raise ValueError(f"must be {_CPU_WORDS}")
     return text
 
 
-def _within_memory(text: str) -> str:
-    if parse_quantity(text) > parse_quantity(MAX_MEMORY):
-        raise ValueError(f"is more than {MAX_MEMORY}; write a quantity such as 512Mi")
-    return text
+def _int_or_string(words: str, rule: str, **bounds: Any) -> WithJsonSchema:
+    """A value of two types, for which the API server needs a rule in CEL."""
+    return WithJsonSchema(
+        {
+            "x-kubernetes-int-or-string": True,
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            **bounds,
+            "x-kubernetes-validations": [{"rule": rule, "message": f"must be {words}"}],
+        }
+    )
 
 
-def _quantity_schema(pattern: str) -> WithJsonSchema:
-    return WithJsonSchema({"type": ["integer", "string"], "pattern": pattern, "maxLength": 32})
-
+_MEMORY_WORDS = f"a quantity such as 512Mi or 1.5Gi, above zero and at most {MAX_MEMORY}"
+_CPU_WORDS = "a number of CPUs such as 2, 0.5 or 500m, above zero"
+_PODS_WORDS = f"a number of pods from 0 to {MAX_COUNT} or a percentage from 0% to 100%"
 
 Memory = Annotated[
     str,
     StringConstraints(max_length=32, pattern=MEMORY_PATTERN),
     BeforeValidator(_number_as_text),
-    AfterValidator(_above_zero),
-    AfterValidator(_within_memory),
-    _quantity_schema(MEMORY_PATTERN),
+    AfterValidator(_check_memory),
+    _int_or_string(
+        _MEMORY_WORDS,
+        f"string(self).matches(r'{MEMORY_PATTERN}') && quantity(string(self)).isGreaterThan(quantity('0')) && "
+        f"quantity(string(self)).compareTo(quantity('{MAX_MEMORY}')) <= 0",
+        pattern=MEMORY_PATTERN,
+        maxLength=32,
+    ),
 ]
 Cpu = Annotated[
     str,
     StringConstraints(max_length=32, pattern=CPU_PATTERN),
     BeforeValidator(_number_as_text),
-    AfterValidator(_above_zero),
-    _quantity_schema(CPU_PATTERN),
+    AfterValidator(_check_cpu),
+    _int_or_string(
+        _CPU_WORDS,
+        f"string(self).matches(r'{CPU_PATTERN}') && quantity(string(self)).isGreaterThan(quantity('0'))",
+        pattern=CPU_PATTERN,
+        maxLength=32,
+    ),
 ]
 
 
@@ -108,23 +130,20 @@ def _int_or_percent(value: Any) -> int | str:
         return value
     if isinstance(value, str) and re.fullmatch(PERCENT_PATTERN, value):
         return value
-    raise ValueError(
-        f"is neither a number of pods from 0 to {MAX_COUNT} nor a percentage from 0% to 100%; "
-        "write one such as 1 or 25%"
-    )
+    raise ValueError(f"must be {_PODS_WORDS}")
 
 
 IntOrPercent = Annotated[
     int | str,
     PlainValidator(_int_or_percent),
-    WithJsonSchema(
-        {
-            "type": ["integer", "string"],
-            "minimum": 0,
-            "maximum": MAX_COUNT,
-            "pattern": PERCENT_PATTERN,
-            "maxLength": 4,
-        }
+    _int_or_string(
+        _PODS_WORDS,
+        f"type(self) == int ? self >= 0 && self <= {MAX_COUNT} : "
+        f"self.matches(r'{PERCENT_PATTERN}')",
+        minimum=0,
+        maximum=MAX_COUNT,
+        pattern=PERCENT_PATTERN,
+        maxLength=4,
     ),
 ]
 
