@@ -27,7 +27,9 @@ class Reason(enum.StrEnum):
     POD_SCHEDULED = "PodScheduled"
     UNSCHEDULABLE = "Unschedulable"
     NO_PODS = "NoPods"
-    # ModelReady
+    SCHEDULING = "Scheduling"
+    # ModelReady; where its pods fail, their own reason
+    STARTING = "Starting"
     FETCHING = "Fetching"
     LOADING = "Loading"
     LOADED = "Loaded"
@@ -57,3 +59,4 @@ class Reason(enum.StrEnum):
     NOT_READY = "NotReady"
     RESTARTED = "Restarted"
     POD_FAILING = "PodFailing"
+    REFUSED = "Refused"  # a child, by the API server

@@ -1,0 +1,166 @@
+"""The one decision: from what is observed to what is to be so, and said.
+
+Pure, so that every situation that a cluster can get into is a test of a function.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from servewright_api import (
+    API_VERSION,
+    KIND,
+    ManifestError,
+    ModelService,
+    parse_manifest,
+    revision,
+)
+from servewright_operator import desired, names, pods
+from servewright_operator.deployed import Deployed
+from servewright_operator.desired.pod import MANIFEST_VARIABLE, template
+from servewright_operator.facts import Facts
+from servewright_operator.failures import failing, overcome, worst
+from servewright_operator.failures import questions as failures_questions
+from servewright_operator.objects import (
+    Object,
+    Observed,
+    Plan,
+    Probe,
+    Question,
+    Rollout,
+)
+from servewright_operator.reading import at, mapping, objects, text
+from servewright_operator.revisions import choose
+from servewright_operator.settings import PodDefaults
+from servewright_operator.status import compute
+from servewright_operator.verdicts import words
+
+
+def questions(observed: Observed, now: datetime) -> Sequence[Question]:
+    """What to ask about pods, so that `observed.words` has it when `plan` is called."""
+    return failures_questions(observed, Deployed.of(observed, now), now)
+
+
+def plan(observed: Observed, pod_defaults: PodDefaults, now: datetime) -> Plan:
+    """What to do about a ModelService, as it is seen `now`."""
+    if at(observed.service, "metadata", "deletionTimestamp") is not None:
+        # Its children go by their owner references; what is applied now would come back.
+        return Plan(None, mapping(observed.service, "status"), (), None, {}, None)
+    deployed = Deployed.of(observed, now)
+    facts = Facts(
+        observed=observed,
+        now=now,
+        deployed=deployed,
+        failing=failing(observed, deployed, now),
+        overcome=overcome(observed, now),
+    )
+    try:
+        service = read_service(observed.service)
+    except ManifestError as error:
+        story = compute(replace(facts, problems=error.problems))
+        return Plan(None, story.status, story.notes, None, {}, story.requeue_after_s)
+    rollout = _rollout(facts, service, pod_defaults)
+    facts = replace(facts, service=service, rollout=rollout)
+    story = compute(facts)
+    waits = [story.requeue_after_s]
+    if observed.secrets:  # seen by name only, so they are looked after once an interval
+        waits.append(float(service.spec.probe.interval_seconds))
+    return Plan(
+        children=desired.build(service, rollout, observed),
+        status=story.status,
+        notes=story.notes,
+        probe=_probe(facts, service, rollout),
+        ask_state=_ask_state(facts),
+        requeue_after_s=min((wait for wait in waits if wait is not None), default=None),
+    )
+
+
+def read_service(live: Object) -> ModelService:
+    """The ModelService of an object of the API server.
+
+    Raises ManifestError, each of whose problems begins with a field path.
+    """
+    metadata = mapping(live, "metadata")
+    annotations = mapping(metadata, "annotations")
+    own = {
+        name: annotations[name] for name in (names.RESTARTED_AT_ANNOTATION,) if name in annotations
+    }
+    return parse_manifest(
+        {
+            "apiVersion": API_VERSION,  # objects in a list do not tell
+            "kind": KIND,
+            "metadata": {
+                "name": metadata.get("name"),
+                "namespace": metadata.get("namespace"),
+                "annotations": own,
+            },
+            "spec": live.get("spec"),
+        }
+    )
+
+
+def _rollout(facts: Facts, service: ModelService, pod_defaults: PodDefaults) -> Rollout:
+    wanted = revision(service)
+    failure = worst(facts.failing, wanted)
+    return choose(
+        facts.observed,
+        facts.deployed,
+        wanted,
+        lambda: template(service, wanted, pod_defaults),
+        auto_rollback=service.spec.rollout.auto_rollback,
+        why="its pods told nothing." if failure is None else words(failure),
+    )
+
+
+def _probe(facts: Facts, service: ModelService, rollout: Rollout) -> Probe | None:
+    """The call that shows whether the target revision answers: by its own prompt and key."""
+    observed = facts.observed
+    address = next((text(one, "spec", "clusterIP") for one in observed.of_kind("Service")), "")
+    if not facts.can_be_asked or address in ("", "None"):
+        return None
+    served = service if rollout.target == rollout.wanted else _served(rollout.template(), service)
+    is_open = served.spec.access.mode == "Open"
+    key = None if is_open else observed.secrets.get(names.probe_secret(observed.key.name))
+    if key is None and not is_open:
+        return None
+    probe = served.spec.probe
+    host = f"[{address}]" if ":" in address else address
+    return Probe(
+        url=f"http://{host}:{names.HTTP_PORT}",
+        key=key,
+        model=served.served_name,
+        prompt=probe.prompt,
+        expect=probe.expect,
+        timeout_s=float(probe.timeout_seconds),
+        interval_s=float(service.spec.probe.interval_seconds),
+        revision=rollout.target,
+    )
+
+
+def _served(stored: Object, service: ModelService) -> ModelService:
+    """What the pods of a stored template serve, as it says itself."""
+    for container in objects(stored, "spec", "containers"):
+        for variable in objects(container, "env"):
+            if variable.get("name") == MANIFEST_VARIABLE:
+                try:
+                    return parse_manifest(json.loads(text(variable, "value"))[0])
+                except (ValueError, LookupError):
+                    continue
+    return service
+
+
+def _ask_state(facts: Facts) -> dict[str, str]:
+    """The first ready pod of the target, for model and cold start; and those that hang."""
+    states = facts.observed.states
+    hanging = {failure.pod for failure in facts.failing if failure.reason == "Hanging"}
+    wanted = {}
+    first = pods.first_ready(facts.current)
+    for pod in facts.current:
+        url, known = pods.admin_url(pod), states.get(pods.uid(pod))
+        is_first = pod is first and text(known, "phase") != "Ready"
+        if url and (is_first or (pods.name(pod) in hanging and known is None)):
+            wanted[pods.uid(pod)] = f"{url}/state"
+    return wanted
