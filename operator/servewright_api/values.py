@@ -96,6 +96,7 @@ def _int_or_string(words: str, rule: str, **bounds: Any) -> WithJsonSchema:
 
 _MEMORY_WORDS = f"a quantity such as 512Mi or 1.5Gi, above zero and at most {MAX_MEMORY}"
 _CPU_WORDS = "a number of CPUs such as 2, 0.5 or 500m, above zero"
+_ABOVE_ZERO = "quantity(string(self)).isGreaterThan(quantity('0'))"
 _PODS_WORDS = f"a number of pods from 0 to {MAX_COUNT} or a percentage from 0% to 100%"
 
 Memory = Annotated[
@@ -105,7 +106,7 @@ Memory = Annotated[
     AfterValidator(_check_memory),
     _int_or_string(
         _MEMORY_WORDS,
-        f"string(self).matches(r'{MEMORY_PATTERN}') && quantity(string(self)).isGreaterThan(quantity('0')) && "
+        f"string(self).matches(r'{MEMORY_PATTERN}') && {_ABOVE_ZERO} && "
         f"quantity(string(self)).compareTo(quantity('{MAX_MEMORY}')) <= 0",
         pattern=MEMORY_PATTERN,
         maxLength=32,
@@ -118,7 +119,7 @@ Cpu = Annotated[
     AfterValidator(_check_cpu),
     _int_or_string(
         _CPU_WORDS,
-        f"string(self).matches(r'{CPU_PATTERN}') && quantity(string(self)).isGreaterThan(quantity('0'))",
+        f"string(self).matches(r'{CPU_PATTERN}') && {_ABOVE_ZERO}",
         pattern=CPU_PATTERN,
         maxLength=32,
     ),

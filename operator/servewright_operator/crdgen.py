@@ -150,7 +150,7 @@ def _structural(part: Schema, types: dict[str, Schema]) -> Schema:
 
 
 def _with_default(given: Schema) -> Schema:
-    """Written out for groups too, as the API server checks it by the rules; without what is empty."""
+    """A group's default is written out, as the API server checks it; what is empty needs none."""
     default = _filled(given.pop("default", None))
     return given if default in (None, {}, []) else {**given, "default": default}
 
