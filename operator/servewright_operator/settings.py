@@ -1,8 +1,18 @@
-"""What the operator is told by its environment, read once in `__main__`."""
+"""What the operator is told by its environment, which `__main__` reads once."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+_DEFAULT_NAMESPACE = "default"
+
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+class SettingsError(Exception):
+    """The environment does not say what is needed. The message is a sentence with the cure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +39,44 @@ class Settings:
     resync_s: float = 300.0
     lease_duration_s: float = 15.0
     lease_renew_s: float = 2.0
+    log_level: str = "info"
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str], host: str) -> Settings:
+        """From environment variables; `host` names this process where POD_NAME does not.
+
+        Raises SettingsError.
+        """
+        image = environ.get("SERVEWRIGHT_RUNTIME_IMAGE", "")
+        if not image:
+            raise SettingsError(
+                "The environment variable SERVEWRIGHT_RUNTIME_IMAGE is not set: "
+                "give it the image that replicas run."
+            )
+        port = environ.get("SERVEWRIGHT_PORT", "8080")
+        if not port.isdecimal() or not 0 <= int(port) < 65536:
+            raise SettingsError(
+                f"The environment variable SERVEWRIGHT_PORT is {port!r}: give it a port's number."
+            )
+        level = environ.get("SERVEWRIGHT_LOG_LEVEL", "info").lower()
+        if level not in LOG_LEVELS:
+            raise SettingsError(
+                f"The environment variable SERVEWRIGHT_LOG_LEVEL is {level!r}: "
+                f"give it one of {', '.join(LOG_LEVELS)}."
+            )
+        return cls(
+            pods=PodDefaults(
+                image=image,
+                image_pull_policy=environ.get("SERVEWRIGHT_IMAGE_PULL_POLICY") or "IfNotPresent",
+                image_pull_secrets=_words(environ.get("SERVEWRIGHT_IMAGE_PULL_SECRETS", "")),
+            ),
+            identity=environ.get("POD_NAME") or host,
+            lease_namespace=environ.get("POD_NAMESPACE") or _DEFAULT_NAMESPACE,
+            namespaces=_words(environ.get("SERVEWRIGHT_NAMESPACES", "")),
+            port=int(port),
+            log_level=level,
+        )
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())

@@ -1,0 +1,170 @@
+"""Gathers all that a decision about one ModelService may depend on.
+
+Nearly all of it is in the store. Asked for on demand, and remembered: the words of failing pods
+(their log and Events), and the made Secrets, which are neither listed nor watched.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from servewright_operator import decide, kinds, names
+from servewright_operator.client import ApiError, Client
+from servewright_operator.desired.secrets import wanted
+from servewright_operator.names import Key
+from servewright_operator.objects import Object, Observed, PodWords, ProbeRecord, Question
+from servewright_operator.store import Store, is_owned
+
+log = logging.getLogger(__name__)
+
+LOG_LINES, LOG_BYTES = 20, 4096
+_EVENTS = 10  # of a pod: the newest tell why
+_REMEMBERED = 2_000  # pods whose words are kept
+
+
+@dataclass(slots=True)
+class _Made:
+    """A generated Secret."""
+
+    live: Object | None
+    value: str
+
+
+class Observer:
+    """Sees one ModelService."""
+
+    def __init__(
+        self,
+        client: Client,
+        store: Store,
+        probed: Callable[[Key], ProbeRecord | None],
+        states: Callable[[Key], Mapping[str, Object]],
+    ) -> None:
+        self._client, self._store = client, store
+        self._probed, self._states = probed, states
+        self.has_pod_monitors = False
+        self._words: dict[str, tuple[str, PodWords]] = {}  # question's `once` and answer, by uid
+        self._made: dict[str, dict[str, _Made]] = {}  # by the owner's uid and the Secret's name
+
+    async def observe(self, key: Key, service: Object, now: datetime) -> Observed:
+        """What there is. Raises ApiError when a made Secret cannot be read."""
+        children = self._store.children(service)
+        seen = Observed(
+            key=key,
+            service=service,
+            children=[child for child in children if child["kind"] != kinds.POD.name],
+            pods=self._store.pods(key),
+            states=self._states(key),
+            probe=self._probed(key),
+            has_pod_monitors=self.has_pod_monitors,
+        )
+        made = await self._secrets(seen)
+        words = await self._ask(seen, now)
+        return replace(
+            seen, words=words, secrets={name: secret.value for name, secret in made.items()}
+        )
+
+    def live_secrets(self, service: Object) -> list[Object]:
+        """The made Secrets that exist, as last seen."""
+        made = self._made.get(service["metadata"]["uid"], {}).values()
+        return [one.live for one in made if one.live is not None and is_owned(one.live, service)]
+
+    def learn(self, service: Object, secret: Object) -> None:
+        """A made Secret was written."""
+        made = self._made.setdefault(service["metadata"]["uid"], {})
+        name = secret["metadata"]["name"]
+        made[name] = _Made(secret, _value(secret, name))
+
+    def forget_secrets(self, uid: str | None = None) -> None:
+        """Read made Secrets anew: those of an owner, or of all."""
+        if uid is None:
+            self._made.clear()
+        else:
+            self._made.pop(uid, None)
+
+    async def _secrets(self, seen: Observed) -> dict[str, _Made]:
+        """Every made Secret that may be wanted, with a fresh value where there is none yet."""
+        templates = (
+            revision["data"]["template"] for revision in seen.of_kind("ControllerRevision")
+        )
+        needed = set(wanted(templates))
+        access = seen.service["spec"].get("access", {})
+        if access.get("mode") != "Open":
+            needed.add(names.probe_secret(seen.key.name))
+            if "secretRef" not in access:
+                needed.add(names.api_keys_secret(seen.key.name))
+        if not needed:
+            return {}
+        made = self._made.setdefault(seen.service["metadata"]["uid"], {})
+        for name in sorted(needed - made.keys()):
+            live = await self._client.get(kinds.SECRET, seen.key.namespace, name)
+            made[name] = _Made(live, _value(live, name) or secrets.token_urlsafe(32))
+        return made
+
+    async def _ask(self, seen: Observed, now: datetime) -> dict[str, PodWords]:
+        """The words of pods that fail or hang."""
+        told = {}
+        for question in decide.questions(seen, now):
+            once, words = self._words.pop(question.uid, ("", PodWords()))
+            if once != question.once:
+                words = await self._words_of(seen.key.namespace, question)
+            told[question.uid] = words
+            self._words[question.uid] = question.once, words
+        while len(self._words) > _REMEMBERED:
+            del self._words[next(iter(self._words))]
+        return told
+
+    async def _words_of(self, namespace: str, question: Question) -> PodWords:
+        tail, events = "", tuple[str, ...]()
+        try:
+            if question.container is not None:
+                tail = await self._client.log_tail(
+                    namespace,
+                    question.pod,
+                    question.container,
+                    previous=question.previous,
+                    lines=LOG_LINES,
+                    limit=LOG_BYTES,
+                )
+        except ApiError as error:
+            # The log of a life that left none, a kubelet that is away: status does without.
+            log.debug("no log", extra={"pod": question.pod, "error": str(error)})
+        try:
+            if question.events:
+                events = await self._events_of(namespace, question)
+        except ApiError as error:
+            log.debug("no events", extra={"pod": question.pod, "error": str(error)})
+        return PodWords(tail, events)
+
+    async def _events_of(self, namespace: str, question: Question) -> tuple[str, ...]:
+        fields = f"involvedObject.uid={question.uid},type=Warning"
+        found, _ = await self._client.list_all(kinds.EVENT, namespace, fields=fields)
+        found.sort(key=_time)
+        return tuple(f"{one.get('reason')}: {one.get('message')}" for one in found[-_EVENTS:])
+
+
+def _value(secret: Object | None, name: str) -> str:
+    """A made Secret's value; empty where it has none."""
+    data = {} if secret is None else secret.get("data") or {}
+    key = names.PROBE_KEY if name.endswith(names.probe_secret("")) else names.API_KEY
+    try:
+        return base64.b64decode(data.get(key, "")).decode()
+    except ValueError:
+        return ""
+
+
+def _time(event: Object) -> str:
+    """When an Event last happened, by whichever of its fields says so."""
+    series = event.get("series") or {}
+    return str(
+        series.get("lastObservedTime")
+        or event.get("lastTimestamp")
+        or event.get("eventTime")
+        or event["metadata"].get("creationTimestamp")
+        or ""
+    )

@@ -1,0 +1,182 @@
+"""One pass over one ModelService: observe, decide, bring about, tell.
+
+Level-triggered: whatever happened, a pass makes the same of what there is now. A pass that finds
+all as planned sends no request but those that looking needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Protocol
+
+from servewright_operator import decide, kinds, metrics
+from servewright_operator.apply import Applier, Outcome
+from servewright_operator.client import ApiError, Client
+from servewright_operator.events import Events
+from servewright_operator.names import Key
+from servewright_operator.objects import Note, Object, Plan, Probe
+from servewright_operator.observe import Observer
+from servewright_operator.queue import Queue
+from servewright_operator.reasons import Reason
+from servewright_operator.settings import PodDefaults
+from servewright_operator.store import Store
+
+log = logging.getLogger(__name__)
+
+PASS_TIMEOUT_S = 120.0
+# After a pass that wrote: what it led to has mostly happened by then.
+_LOOK_AGAIN_S = 0.5
+
+
+class Prober(Protocol):
+    """Who calls the replicas, beside the passes."""
+
+    def tell(self, key: Key, probe: Probe | None, ask_state: Mapping[str, str]) -> None:
+        """What to keep asking, and which pods to ask for their state; None and none: nothing."""
+
+
+class Reconciler:
+    """Passes over ModelServices; `work` is one worker."""
+
+    def __init__(
+        self,
+        *,
+        client: Client,
+        store: Store,
+        queue: Queue,
+        observer: Observer,
+        applier: Applier,
+        events: Events,
+        prober: Prober,
+        pods: PodDefaults,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._client, self._store, self._queue = client, store, queue
+        self._observer, self._applier, self._events = observer, applier, events
+        self._prober, self._pods, self._now = prober, pods, now
+
+    async def work(self) -> None:
+        """Pass after pass, for ever. Whatever goes wrong in one is that one's matter."""
+        while True:
+            key = await self._queue.get()
+            try:
+                await self._guarded(key)
+            finally:
+                self._queue.done(key)
+
+    async def _guarded(self, key: Key) -> None:
+        started = time.monotonic()
+        context = {"key": str(key), "reconcile": secrets.token_hex(4)}
+        try:
+            async with asyncio.timeout(PASS_TIMEOUT_S):
+                result = await self.reconcile(key, context)
+        except ApiError as error:
+            result = "gone" if error.is_gone else "error"
+            level = logging.DEBUG if error.is_gone or error.status == 409 else logging.WARNING
+            self._fail(key, error.retry_after_s)
+            log.log(level, "could not reconcile", extra={**context, "error": str(error)})
+        except Exception:
+            # A mistake of ours, or TimeoutError: the other ModelServices must not suffer.
+            result = "crash"
+            self._fail(key, None)
+            log.exception("could not reconcile", extra=context)
+        else:
+            self._queue.succeeded(key)
+        metrics.RECONCILES.labels(result).inc()
+        metrics.RECONCILE_SECONDS.observe(time.monotonic() - started)
+
+    def _fail(self, key: Key, retry_after_s: float | None) -> None:
+        service = self._store.service(key)
+        if service is None:
+            self._queue.forget(key)
+            return
+        # It may have failed because they are not what we think.
+        self._observer.forget_secrets(service["metadata"]["uid"])
+        self._queue.retry(key, at_least_s=retry_after_s or 0.0)
+
+    async def reconcile(self, key: Key, context: Mapping[str, str]) -> str:
+        """One pass: whether it "changed" something or not ("same"), or it was "gone".
+
+        Raises ApiError.
+        """
+        service = self._store.service(key)
+        if service is None or "deletionTimestamp" in service["metadata"]:
+            # The garbage collector takes the children, by their owner references.
+            self._queue.forget(key)
+            self._prober.tell(key, None, {})
+            if service is not None:
+                self._observer.forget_secrets(service["metadata"]["uid"])
+            return "gone"
+        now = self._now()
+        observed = await self._observer.observe(key, service, now)
+        plan = decide.plan(observed, self._pods, now)
+        outcome = await self._bring_about(service, observed.children, plan)
+        is_told = await self._tell(service, plan, outcome)
+        self._prober.tell(key, plan.probe, plan.ask_state)
+        self._plan_ahead(key, plan, outcome)
+        is_changed = bool(outcome.written or outcome.deleted or is_told)
+        if is_changed:
+            changes = {
+                "applied": [_title(child) for child in outcome.written],
+                "deleted": [_title(child) for child in outcome.deleted],
+                "status": is_told,
+                "generation": service["metadata"].get("generation"),
+            }
+            log.info("reconciled", extra={**context, **changes})
+        if outcome.refused:
+            raise outcome.refused[0]
+        return "changed" if is_changed else "same"
+
+    async def _bring_about(
+        self, service: Object, children: Sequence[Object], plan: Plan
+    ) -> Outcome:
+        outcome = Outcome()
+        if plan.children is None:
+            return outcome
+        key = Key(service["metadata"]["namespace"], service["metadata"]["name"])
+        live = [*children, *self._observer.live_secrets(service)]
+        try:
+            await self._applier.bring_about(
+                service, live, plan.children, self._store.lost(key), outcome
+            )
+        finally:
+            # Also what was done before an error is known from now on.
+            for child in outcome.written:
+                if child["kind"] == kinds.SECRET.name:
+                    self._observer.learn(service, child)
+                else:
+                    self._store.put(child)
+            for child in outcome.deleted:
+                if child["kind"] == kinds.SECRET.name:
+                    self._observer.forget_secrets(service["metadata"]["uid"])
+                else:
+                    self._store.forget(child)
+        return outcome
+
+    async def _tell(self, service: Object, plan: Plan, outcome: Outcome) -> bool:
+        """Write status if it differs, then post Events: whether it differed."""
+        is_new = bool(plan.status != service.get("status", {}))
+        if is_new:
+            self._store.put(await self._client.apply_status(service, plan.status))
+        refusals = [Note("Warning", Reason.REFUSED, each.message) for each in outcome.refused]
+        await self._events.post(service, [*outcome.notes, *refusals, *plan.notes])
+        return is_new
+
+    def _plan_ahead(self, key: Key, plan: Plan, outcome: Outcome) -> None:
+        times = [plan.requeue_after_s, outcome.again_in_s]
+        if outcome.written or outcome.deleted:
+            times.append(_LOOK_AGAIN_S)
+        after_s = min((each for each in times if each is not None), default=None)
+        if after_s == 0:
+            self._queue.add(key)
+        elif after_s is not None:
+            self._queue.add_after(key, after_s)
+
+
+def _title(child: Object) -> str:
+    return f"{child['kind']}/{child['metadata']['name']}"

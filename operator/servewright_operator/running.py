@@ -1,0 +1,178 @@
+"""The operator as a whole: stands by until the Lease is its own, then works until it is told to
+stop or loses the Lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections import Counter
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from kubernetes.aio.client import Configuration
+
+from servewright_operator import handlers, kinds, metrics
+from servewright_operator.apply import Applier
+from servewright_operator.client import Client
+from servewright_operator.events import Events
+from servewright_operator.health import Health, serving
+from servewright_operator.kinds import Kind
+from servewright_operator.lease import Lease
+from servewright_operator.observe import Observer
+from servewright_operator.probing import Prober
+from servewright_operator.queue import on_loop
+from servewright_operator.reading import condition
+from servewright_operator.reasons import Condition
+from servewright_operator.reconcile import Reconciler
+from servewright_operator.resync import Resync
+from servewright_operator.settings import Settings
+from servewright_operator.store import Store
+
+log = logging.getLogger(__name__)
+
+
+class Operator:
+    """One replica of the operator. `run` it once.
+
+    stop: set it to end the run.
+    """
+
+    def __init__(self, settings: Settings, configuration: Configuration) -> None:
+        self.stop = asyncio.Event()
+        self.port = 0  # once it serves
+        self._settings, self._configuration = settings, configuration
+        self._store = Store()
+        self._queue = on_loop()
+        self._is_ready = False
+
+    async def run(self) -> None:
+        """Serve health, and lead whenever it is our turn. Raises lease.Lost, resync.NotInstalled,
+        and whatever ends kopf."""
+        self._heed_signals()
+        health = Health(
+            oldest_pass_s=lambda: self._queue.oldest_s,
+            is_ready=lambda: self._is_ready,
+            refresh=self._count,
+        )
+        settings = self._settings
+        async with contextlib.AsyncExitStack() as stack:
+            self.port = await stack.enter_async_context(
+                serving(health, settings.host, settings.port)
+            )
+            lease_client = await stack.enter_async_context(Client(self._configuration))
+            lease = Lease(
+                lease_client,
+                namespace=settings.lease_namespace,
+                name=settings.lease_name,
+                identity=settings.identity,
+                duration_s=settings.lease_duration_s,
+                renew_s=settings.lease_renew_s,
+                clock=asyncio.get_running_loop().time,
+            )
+            self._is_ready = True  # stands by
+            await self._until_stopped(lease.acquire())
+            if self.stop.is_set():
+                return
+            try:
+                await self._until_stopped(self._lead(lease), lease.hold())
+            finally:
+                await lease.release()
+
+    async def _lead(self, lease: Lease) -> None:
+        """Work until something ends: kopf, a worker by our mistake, the LISTs by a missing CRD."""
+        settings, clock = self._settings, asyncio.get_running_loop().time
+        store, queue = self._store, self._queue
+        self._is_ready = False
+        async with contextlib.AsyncExitStack() as stack:
+            client = Client(self._configuration, connections=2 * settings.workers)
+            await stack.enter_async_context(client)
+            client.may_write = lease.is_held
+            prober = await stack.enter_async_context(Prober(queue.add))
+            observer = Observer(client, store, prober.record, prober.states)
+            reconciler = Reconciler(
+                client=client,
+                store=store,
+                queue=queue,
+                observer=observer,
+                applier=Applier(client, clock),
+                events=Events(client, settings.identity, clock),
+                prober=prober,
+                pods=settings.pods,
+            )
+
+            def on_list(has_pod_monitors: bool) -> None:
+                observer.has_pod_monitors = has_pod_monitors
+                observer.forget_secrets()
+
+            resync = Resync(
+                client,
+                store,
+                queue,
+                namespaces=settings.namespaces,
+                period_s=settings.resync_s,
+                on_list=on_list,
+            )
+            stack.callback(queue.close)
+            await resync.first()
+            self._is_ready = True
+            watched = [*kinds.WATCHED, *([kinds.POD_MONITOR] * observer.has_pod_monitors)]
+            await _race(
+                *(reconciler.work() for _ in range(settings.workers)),
+                resync.forever(),
+                self._watch(client, watched),
+            )
+
+    async def _watch(self, client: Client, watched: Sequence[Kind]) -> None:
+        started = asyncio.Event()
+
+        async def heed_signals_again() -> None:
+            await started.wait()  # kopf takes them over when it starts
+            self._heed_signals()
+
+        async with asyncio.TaskGroup() as group:
+            again = group.create_task(heed_signals_again())
+            try:
+                await handlers.watch(
+                    handlers.registry(client.login, watched, self._store, self._queue),
+                    handlers.settings(watched),
+                    namespaces=self._settings.namespaces,
+                    identity=self._settings.identity,
+                    ready=started,
+                )
+            finally:
+                again.cancel()
+
+    async def _until_stopped(self, *coroutines: Coroutine[Any, Any, object]) -> None:
+        await _race(self.stop.wait(), *coroutines)
+
+    def _heed_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop.set)
+
+    def _count(self) -> None:
+        """Set the gauges that are counted only when somebody looks."""
+        counts: Counter[tuple[str, str]] = Counter()
+        for key in self._store.service_keys():
+            service = self._store.service(key) or {}
+            for kind in Condition:
+                counts[kind, condition(service, kind).get("status", "Unknown")] += 1
+        metrics.CONDITIONS.clear()
+        for labels, count in counts.items():
+            metrics.CONDITIONS.labels(*labels).set(count)
+
+
+async def _race(*coroutines: Coroutine[Any, Any, object]) -> None:
+    """Run all until one ends, then cancel the others; raises what the one raised."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
