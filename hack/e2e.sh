@@ -3,7 +3,8 @@
 #     hack/e2e.sh [api|node] [PYTEST-OPTIONS...]
 # tests/api takes KUBEBUILDER_ASSETS, a folder with etcd and kube-apiserver. Where it is not set and ../shared/cluster
 # lies beside the checkout, the newest and the oldest supported version are tested, one after another. tests/node takes
-# a cluster from hack/cluster.sh, with the images of hack/images.sh in it. REPORTS names a folder for JUnit reports.
+# a cluster from hack/cluster.sh. One that KUBECONFIG names has the images already; any other gets those of
+# hack/images.sh, under the names that the chart uses. REPORTS names a folder for JUnit reports.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tool=../shared/cluster/cluster
@@ -37,6 +38,12 @@ if [[ $tiers == *api* ]]; then
     fi
 fi
 if [[ $tiers == *node* ]]; then
-    tier node node hack/cluster.sh --nodes 2 -- hack/with-images.sh
+    images=()
+    if [ -z "${KUBECONFIG:-}" ]; then
+        TAG=$(sed -n 's/^appVersion: //p' charts/servewright/Chart.yaml)
+        export TAG
+        images=(bash -c 'hack/images.sh && exec "$@"' --)
+    fi
+    tier node node hack/cluster.sh --nodes 2 -- "${images[@]}"
 fi
 exit "$status"

@@ -6,19 +6,23 @@ from __future__ import annotations
 import os
 import subprocess
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from support import cluster
-from support.cluster import CallFailed, Namespace, Object, call
+from support.cluster import CallFailed, MakeModel, Namespace, Object, call
+from support.installation import (
+    OPERATOR_NAMESPACE,
+    install_crds,
+    install_operator,
+    operator_namespace,
+)
 from support.manifests import make_manifest
 from support.smollm2 import DIGEST, smollm2_path
-from support.tree import ROOT
 
-OPERATOR_NAMESPACE = "servewright"
 # A model for a crowded machine: it starts in 10 s and takes 600 MB.
 CHEAP: Object = {
     "metadata.name": "m",
@@ -51,8 +55,6 @@ os.chdir("/files")
 http.server.ThreadingHTTPServer(("", 8080), Files).serve_forever()
 """
 
-MakeModel = Callable[..., Object]
-
 
 @pytest.fixture(scope="session")
 def helm_set() -> list[str]:
@@ -71,27 +73,6 @@ def operator(helm_set: list[str]) -> Iterator[Namespace]:
     yield operator_namespace()
     call("helm", "uninstall", "servewright", f"--namespace={OPERATOR_NAMESPACE}", timeout_s=120)
     call("kubectl", "delete", "namespace", OPERATOR_NAMESPACE, "--wait=false")
-
-
-def install_crds() -> str:
-    """Prints what helm says."""
-    chart = str(ROOT / "charts" / "servewright-crds")
-    return call("helm", "upgrade", "--install", "servewright-crds", chart, timeout_s=120)
-
-
-def install_operator(*options: str) -> str:
-    """Install or upgrade, and wait until it is ready. Returns what helm says."""
-    chart = str(ROOT / "charts" / "servewright")
-    words = ["helm", "upgrade", "--install", "servewright", chart, "--create-namespace"]
-    words += [f"--namespace={OPERATOR_NAMESPACE}", "--wait", "--timeout=3m", *options]
-    return call(*words, timeout_s=200)
-
-
-def operator_namespace() -> Namespace:
-    """The operator's namespace, and which image its models run."""
-    path = "jsonpath={..env[?(@.name=='SERVEWRIGHT_RUNTIME_IMAGE')].value}"
-    words = (f"--namespace={OPERATOR_NAMESPACE}", "deployment", "servewright", f"--output={path}")
-    return Namespace(OPERATOR_NAMESPACE, call("kubectl", "get", *words).strip())
 
 
 @contextmanager
@@ -139,6 +120,13 @@ def _said(space: Namespace, *words: str) -> str:
 @pytest.fixture
 def space(request: pytest.FixtureRequest, operator: Namespace) -> Iterator[Namespace]:
     """A fresh namespace."""
+    with fresh_namespace(request, operator) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def module_space(request: pytest.FixtureRequest, operator: Namespace) -> Iterator[Namespace]:
+    """A fresh namespace for all tests of a module."""
     with fresh_namespace(request, operator) as made:
         yield made
 

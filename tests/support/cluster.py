@@ -12,23 +12,35 @@ import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
+
 from servewright_operator import names
+from servewright_operator.names import Key
 from support import load as load_program
 from support.load import Account, Load
 
 Object = dict[str, Any]
+MakeModel = Callable[..., Object]  # a ModelService, with changes by field path
 T = TypeVar("T")
 
 # A model of 100 MB on a crowded machine of two cores: a pod is ready after 10 s when it is quiet.
 READY_S = 180.0
 INTERVAL_S = 0.5
 CALL_S = 60.0
+
+# A load that two cores bear beside a replica that starts.
+LIGHT: Object = {"keep_alive": 1, "fresh": 1, "streams": 2, "stream_tokens": 60}
+
+needs_control = pytest.mark.skipif(
+    "SERVEWRIGHT_CLUSTER_CONTROL" not in os.environ,
+    reason="needs SERVEWRIGHT_CLUSTER_CONTROL, a command that kills components of Kubernetes",
+)
 
 RESTRICTED_POD: Object = {
     "runAsNonRoot": True,
@@ -118,16 +130,9 @@ class Namespace:
         items: list[Object] = json.loads(self.kubectl(*words))["items"]
         return items
 
-    def patch(self, name: str, changes: Mapping[str, Any]) -> None:
-        """Change fields of a ModelService's spec, as {"probe.expect": "Paris"}; None removes."""
-        document: Object = {}
-        for path, value in changes.items():
-            *groups, last = ("spec." + path).split(".")
-            place = document
-            for group in groups:
-                place = place.setdefault(group, {})
-            place[last] = value
-        self.kubectl("patch", "msvc", name, "--type=merge", f"--patch={json.dumps(document)}")
+    def url(self, service: str) -> str:
+        """Where clients in the cluster call a ModelService."""
+        return names.service_url(Key(self.name, service))
 
     def pods(self, service: str) -> list[Object]:
         """Pods of a ModelService that are not going away."""
@@ -135,7 +140,7 @@ class Namespace:
         return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
     def uids(self, service: str) -> set[str]:
-        """Of its pods."""
+        """Of the pods of a ModelService that are not going away."""
         return {pod["metadata"]["uid"] for pod in self.pods(service)}
 
     def wait_ready(self, service: str, *, timeout_s: float = READY_S) -> Object:
@@ -208,8 +213,13 @@ class Namespace:
         until(f"pod {pod} runs", lambda: is_ready(self.get("pod", pod)), timeout_s=READY_S)
 
     @contextmanager
-    def load(self, url: str, *, model: str, **fields: Any) -> Iterator[RunningLoad]:
-        """A load on `url` from a pod of its own, while the block runs; see `support.load.Load`."""
+    def load(
+        self, url: str, *, model: str = "m", node: str | None = None, **fields: Any
+    ) -> Iterator[RunningLoad]:
+        """A load on `url` from a pod of its own, while the block runs; see `support.load.Load`.
+
+        node: where to run the pod.
+        """
         name = f"load-{uuid.uuid4().hex[:6]}"
         program = Path(load_program.__file__).read_text()
         config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}}
@@ -217,7 +227,7 @@ class Namespace:
         asked = json.dumps({"url": url, "model": model, **fields})
         mounts = {"volumeMounts": [{"name": "load", "mountPath": "/load"}]}
         command = ("python", "/load/load.py", asked)
-        pod = self.helper_pod(name, *command, container=mounts, volumes=volumes)
+        pod = self.helper_pod(name, *command, container=mounts, volumes=volumes, nodeName=node)
         self.apply(config | {"data": {"load.py": program}}, pod)
         running = RunningLoad(self, name, Load(url, model, **fields).kinds)
         try:
@@ -252,6 +262,13 @@ class RunningLoad:
             return now if enough else None
 
         return until(f"{more} more answers for {self.pod}", advanced, timeout_s=timeout_s)
+
+    def stop_unharmed(self) -> Account:
+        """The account of a load that went on well, after whatever happened, and lost nothing."""
+        self.wait_for(2)
+        account = self.stop()
+        assert (account.failed, account.truncated) == ({}, {}), account.failures
+        return account
 
     def stop(self) -> Account:
         """Let what is under way end; the whole account."""

@@ -63,6 +63,7 @@ class Account:
     """What became of the requests, by kind of worker: `keep-alive`, `fresh`, `stream`.
 
     truncated: answers that began and are not whole; failed: all others that are not whole and 200.
+    failures: when each of both began, in seconds since the epoch, how long it took, and why.
     """
 
     whole: Counter[str] = field(default_factory=Counter)
@@ -71,7 +72,7 @@ class Account:
     revisions: Counter[str] = field(default_factory=Counter)  # of whole answers
     refused: int = 0  # connections that were tried anew
     longest_s: float = 0.0  # a whole short answer took
-    failures: list[str] = field(default_factory=list)
+    failures: list[tuple[float, float, str]] = field(default_factory=list)
     done: bool = False
 
     @property
@@ -101,7 +102,6 @@ class NotWhole(Exception):
 
 async def run(load: Load, account: Account, stop: asyncio.Event) -> None:
     """Ask until `stop`, then let what is under way end. Fills `account` as it goes."""
-    began = time.monotonic()
 
     async def work(kind: str, ask: Ask, one_connection: bool) -> None:
         async with contextlib.AsyncExitStack() as stack:
@@ -114,10 +114,9 @@ async def run(load: Load, account: Account, stop: asyncio.Event) -> None:
                     cut = isinstance(error, NotWhole) and error.truncated
                     (account.truncated if cut else account.failed)[kind] += 1
                     if len(account.failures) < NAMED_FAILURES:
-                        took = f"after {time.monotonic() - started:.2f} s"
-                        why = f"{type(error).__name__} {error}"
-                        at = f"{started - began:.1f} s"
-                        account.failures.append(f"{kind} begun at {at}, {took}: {why}")
+                        took_s = round(time.monotonic() - started, 2)
+                        why = f"{kind}: {type(error).__name__} {error}"
+                        account.failures.append((time.time() - took_s, took_s, why))
                 else:
                     account.whole[kind] += 1
                     account.revisions[revision] += 1

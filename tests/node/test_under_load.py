@@ -1,0 +1,146 @@
+"""Requests, short ones and streams, while replicas come and go: none fails, none is cut."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from servewright_operator import names
+from support.cluster import (
+    LIGHT,
+    MakeModel,
+    Namespace,
+    Object,
+    RunningLoad,
+    control,
+    needs_control,
+    until,
+)
+
+# After a crash the Lease lasts for 15 s, and the other one looks every 2 s.
+TAKEOVER_S = 20.0
+# A restarted API server is there at once; a client that saw it go waits before it tries again.
+RECONNECT_S = 60.0
+REPAIR_S = 15.0
+KILL_REPLICA = """
+import json, os, signal, urllib.request
+state = json.load(urllib.request.urlopen("http://127.0.0.1:9000/state"))
+os.kill(state["processes"]["replica"], signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def load(serving: Namespace) -> Iterator[RunningLoad]:
+    """A load on the Service, which has had answers."""
+    with serving.load(serving.url("m"), **LIGHT) as running:
+        yield running
+
+
+def test_a_rolling_update_loses_no_request(
+    serving: Namespace, load: RunningLoad, make_model: MakeModel
+) -> None:
+    before = serving.get("msvc", "m")["status"]["revision"]
+    serving.apply(make_model({"spec.replicas": 2, "spec.limits.maxQueued": 33}))
+    after = serving.wait_ready("m")["status"]["revision"]
+    old = f"{names.SERVICE_LABEL}=m,{names.REVISION_LABEL}={before}"
+    until("the old pods are gone", lambda: not serving.find("pods", old))
+
+    account = load.stop_unharmed()
+    assert set(account.revisions) == {before, after}
+
+
+def test_a_pod_that_is_deleted_loses_no_request(serving: Namespace, load: RunningLoad) -> None:
+    victim, other = serving.pods("m")
+    serving.kubectl("delete", "pod", victim["metadata"]["name"])  # waits until it is gone
+    serving.wait_ready("m")
+    assert other["metadata"]["uid"] in serving.uids("m")
+    load.stop_unharmed()
+
+
+def test_the_operator_may_be_killed(
+    serving: Namespace, load: RunningLoad, operator: Namespace
+) -> None:
+    pods = serving.uids("m")
+    leader = holder(operator)
+    operator.kubectl("delete", "pod", leader, "--grace-period=0", "--force")
+    killed_at = time.monotonic()
+    until("another one leads", lambda: holder(operator) != leader, timeout_s=TAKEOVER_S + 10)
+    assert time.monotonic() - killed_at < TAKEOVER_S
+
+    deleted_is_made_anew(serving, "pdb/m")
+    assert serving.uids("m") == pods
+    load.stop_unharmed()
+
+
+def holder(operator: Namespace) -> str:
+    """Name of the pod that leads; the identity in the Lease may say more."""
+    lease = operator.get("lease", "servewright-operator")
+    identity: str = lease["spec"]["holderIdentity"]
+    pods = [pod["metadata"]["name"] for pod in operator.find("pods")]
+    return next((name for name in pods if identity.startswith(name)), identity)
+
+
+def deleted_is_made_anew(space: Namespace, child: str) -> None:
+    """A child that is deleted is there again soon: somebody is at work."""
+    uid = space.kubectl("get", child, "--output=jsonpath={.metadata.uid}")
+    space.kubectl("delete", child)
+
+    def is_new() -> bool:
+        now = space.kubectl("get", child, "--ignore-not-found", "--output=jsonpath={.metadata.uid}")
+        return now not in ("", uid)
+
+    until(f"{child} is made anew", is_new, timeout_s=REPAIR_S)
+
+
+@needs_control
+def test_the_api_server_may_be_killed(serving: Namespace, load: RunningLoad) -> None:
+    pods = serving.uids("m")
+    control("kill", "kube-apiserver")
+    control("restart", "kube-apiserver")
+    until("the API server answers", lambda: serving.get("msvc", "m"), timeout_s=RECONNECT_S)
+
+    deleted_is_made_anew(serving, "pdb/m")
+    serving.wait_ready("m")
+    assert serving.uids("m") == pods
+    load.stop_unharmed()
+
+
+def test_kill_9_of_a_replica_costs_its_own_requests_alone(serving: Namespace) -> None:
+    victim, other = serving.pods("m")
+    streams: Object = {"streams": 2, "stream_tokens": 150, "keep_alive": 0, "fresh": 0}
+    patient: Object = {"reconnect_s": 60.0}
+    with (
+        serving.load(pod_url(victim), **streams, **patient) as on_victim,
+        serving.load(pod_url(other), **streams, **patient) as on_other,
+        serving.load(serving.url("m"), **LIGHT, **patient) as on_both,
+    ):
+        killed_at = time.time()
+        serving.run(victim["metadata"]["name"], "python", "-c", KILL_REPLICA)
+        lost, kept, mixed = (load_.stop() for load_ in wait_for_more(on_victim, on_other, on_both))
+
+    assert kept.failures == []
+    # Visibly: cut, never ended as if it were whole. Each stream that was under way, once.
+    assert lost.failed.total() == 0
+    assert 1 <= lost.truncated.total() <= streams["streams"]
+    # Through the Service, where the others' endpoint answers: no request that began later is lost.
+    assert [failure for failure in mixed.failures if failure[0] > killed_at + 1.0] == []
+    assert len(mixed.failures) <= LIGHT["keep_alive"] + LIGHT["fresh"] + LIGHT["streams"]
+
+    service = serving.wait_ready("m")
+    failure = service["status"]["lastFailure"]
+    assert failure["pod"] == victim["metadata"]["name"]
+    assert "replica" in failure["message"]
+    assert "ended unexpectedly" in failure["message"]
+    assert failure["exitCode"] == 1
+
+
+def wait_for_more(*loads: RunningLoad) -> tuple[RunningLoad, ...]:
+    for load in loads:
+        load.wait_for(2)
+    return loads
+
+
+def pod_url(pod: Object) -> str:
+    return f"http://{pod['status']['podIP']}:{names.HTTP_PORT}"
