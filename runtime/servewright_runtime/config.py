@@ -67,6 +67,7 @@ class ReplicaModel:
 def resolve(
     service: ModelService,
     *,
+    revision: str,
     path: Path,
     digest: str | None,
     keys_dir: Path | None,
@@ -75,14 +76,11 @@ def resolve(
 ) -> ReplicaModel:
     """What the replica needs of `service`, whose file lies verified at `path`.
 
+    revision: what answers say they come from.
     keys_dir: folder of API keys, which access.mode ApiKey needs and Open ignores.
     models: how many share the machine; each may take its part of the memory for KV cache.
     Raises ConfigError for what this machine cannot do.
     """
-    # Here and not above: the replica needs this module but no manifest, and pydantic's models take
-    # 0.2 s to build.
-    from servewright_api import revision
-
     spec = service.spec
     assert spec.access.mode == "Open" or keys_dir is not None, "ApiKey needs a folder of keys"
     engine, limits = spec.engine, spec.limits
@@ -99,7 +97,7 @@ def resolve(
     return ReplicaModel(
         title=service.title,
         name=service.served_name,
-        revision=revision(service),
+        revision=revision,
         path=str(path),
         digest=digest,
         format=spec.model.format,

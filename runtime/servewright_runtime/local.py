@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from servewright_api import ModelService
+from servewright_api import ModelService, revision
 from servewright_runtime.config import ReplicaModel, check_served_names, resolve
 from servewright_runtime.errors import ConfigError, ServewrightError, StartError
 from servewright_runtime.fetch.cache import Cache
@@ -41,6 +41,18 @@ _PHASES = {
     Phase.WARMING: "Waiting for the probe's answer",
     Phase.DRAINING: "Draining: finishing what is in flight; Ctrl-C again stops at once",
 }
+# Fields that only a cluster obeys.
+_OF_A_CLUSTER = (
+    "metadata.labels",
+    "metadata.annotations",
+    "spec.model.credentialsSecret",
+    "spec.resources",
+    "spec.replicas",
+    "spec.rollout",
+    "spec.probe.intervalSeconds",
+    "spec.access.secretRef",
+    "spec.pod",
+)
 # Random bytes of a made key: 192 bits cannot be guessed.
 _KEY_BYTES = 24
 
@@ -57,6 +69,7 @@ def run(services: Sequence[ModelService], settings: Settings, api_keys: Path | N
     """Serve until stopped. Returns the exit code. Raises ServewrightError for what cannot start."""
     hardware = detect()
     refuse_other_systems(hardware)
+    refuse_suspended(services)
     check_served_names(services)
     with local_keys(services, api_keys) as keys, Voice(services, settings, keys) as voice:
         start = Start(services, keys, hardware, voice)
@@ -70,6 +83,16 @@ def refuse_other_systems(hardware: Hardware) -> None:
             f"servewright run needs Linux's process control, and this is {hardware.system}; run it "
             "in a Linux container or virtual machine (validate, info and version work here)."
         )
+
+
+def refuse_suspended(services: Sequence[ModelService]) -> None:
+    """Raise ConfigError for a service that is not to be served."""
+    for service in services:
+        if service.spec.suspend:
+            raise ConfigError(
+                f"{service.title}: spec.suspend is true, so there is nothing to serve; set it to "
+                "false or leave this ModelService out."
+            )
 
 
 class Start:
@@ -101,6 +124,7 @@ class Start:
             models.append(
                 resolve(
                     service,
+                    revision=revision(service),
                     path=fetched.path,
                     digest=fetched.digest,
                     keys_dir=self._keys.folder if self._keys else None,
@@ -161,16 +185,21 @@ def _a_key_in(folder: Path) -> Path:
 
 
 def without_effect(services: Sequence[ModelService]) -> list[str]:
-    """Fields that are given and mean nothing without a cluster."""
-    given: dict[str, None] = {}
-    for service in services:
-        if service.metadata.labels:
-            given["metadata.labels"] = None
-        if service.metadata.annotations:
-            given["metadata.annotations"] = None
-        if service.spec.access.secret_ref is not None:
-            given["spec.access.secretRef (locally: --api-keys DIR)"] = None
-    return list(given)
+    """Fields that are given, other than by default, and mean nothing without a cluster."""
+    given = [service.model_dump(by_alias=True, exclude_defaults=True) for service in services]
+    return [
+        f"{path} (locally: --api-keys DIR)" if path == "spec.access.secretRef" else path
+        for path in _OF_A_CLUSTER
+        if any(_holds(fields, path.split(".")) for fields in given)
+    ]
+
+
+def _holds(fields: Any, path: Sequence[str]) -> bool:
+    for name in path:
+        if name not in fields:
+            return False
+        fields = fields[name]
+    return True
 
 
 @dataclass

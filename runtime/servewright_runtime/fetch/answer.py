@@ -48,7 +48,7 @@ def refuse(
     if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
         raise ConfigError(
             f"{source.shown} may not be read: the server answers {said}; use a source that needs "
-            "no login or whose URL still holds."
+            "no login or whose URL still holds, or on a cluster a right model.credentialsSecret."
         )
     if status == httpx.codes.PROXY_AUTHENTICATION_REQUIRED:
         raise StartError(

@@ -31,12 +31,13 @@ from servewright_runtime.fetch.layout import (
 )
 from servewright_runtime.fetch.locks import hold, locked
 from servewright_runtime.fetch.settings import bytes_setting
-from servewright_runtime.fetch.space import explained
+from servewright_runtime.fetch.space import Cures, explained
 from servewright_runtime.fetch.uri import redacted
 
 log = logging.getLogger(__name__)
 
 DEFAULT_MAX_BYTES = 50 << 30
+LOCAL_CURES = Cures()
 # An interrupted download is worth resuming for this long.
 WORK_KEPT_S = 7 * 24 * 3600.0
 
@@ -68,9 +69,11 @@ class Cache:
         root: Path,
         max_bytes: int | None = DEFAULT_MAX_BYTES,
         *,
+        cures: Cures = LOCAL_CURES,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.root = root
+        self.cures = cures
         self.max_bytes = max_bytes
         self._now = now
         self._layout = Layout(root)
@@ -181,7 +184,7 @@ class Cache:
 
         A model that several sources gave has an entry for each.
         """
-        with explained("The list of models", self.root):
+        with explained("The list of models", self.root, self.cures):
             return inventory.entries(self._layout)
 
     def prune(self, *, keep_bytes: int = 0, unused_for_s: float | None = None) -> Pruned:
@@ -193,7 +196,7 @@ class Cache:
         if not self.root.exists():
             return Pruned([], 0, 0, 0)
         used_before = None if unused_for_s is None else self._now() - unused_for_s
-        with explained("The list of models", self.root), locked(self._layout.lock):
+        with explained("The list of models", self.root, self.cures), locked(self._layout.lock):
             return inventory.evict(self._layout, keep_bytes=keep_bytes, used_before=used_before)
 
     def _hold_whole(self, digest: str) -> Held | None:

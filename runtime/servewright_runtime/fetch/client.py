@@ -37,6 +37,9 @@ def answer(
     http: httpx.Client, source: HttpSource, headers: dict[str, str], policy: HttpPolicy
 ) -> httpx.Response:
     """The answer at the end of the redirects, its body not yet read."""
+    if source.token is not None:
+        # httpx drops this one from a redirect to another host or port.
+        headers = {**headers, "Authorization": f"Bearer {source.token}"}
     request = http.build_request("GET", source.uri, headers=headers)
     for _ in range(policy.max_redirects + 1):
         response = http.send(request, stream=True)

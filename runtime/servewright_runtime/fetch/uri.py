@@ -1,20 +1,21 @@
-"""Model sources as URIs: text in, one of three dataclasses out. Touches no disk and no network."""
+"""Model sources as URIs: text in, one of four dataclasses out. Touches no disk and no network."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from servewright_runtime.errors import ConfigError
 
-SCHEMES = ("file", "pypi", "https", "http")
+SCHEMES = ("file", "pypi", "https", "http", "pvc")
 
 # Names as in the core metadata specification, versions as in PEP 440 without wildcards: neither
 # can start with "-" and be read as an option of pip.
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _VERSION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.!+_-]*[A-Za-z0-9])?")
+_CLAIM = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +48,13 @@ class PypiSource:
 
 @dataclass(frozen=True, slots=True)
 class HttpSource:
-    """What a GET of `uri` answers."""
+    """What a GET of `uri` answers.
+
+    token: a bearer token for the host of `uri` over TLS, and for nobody else.
+    """
 
     uri: str
+    token: str | None = field(default=None, repr=False)
 
     @property
     def shown(self) -> str:
@@ -62,7 +67,21 @@ class HttpSource:
         return self.uri.lower().startswith("https:")
 
 
-Source = FileSource | PypiSource | HttpSource
+@dataclass(frozen=True, slots=True)
+class PvcSource:
+    """A file of a PersistentVolumeClaim, used where a pod has it mounted."""
+
+    uri: str
+    claim: str
+    path: str  # from the claim's root on
+
+    @property
+    def shown(self) -> str:
+        """As `FileSource.shown`."""
+        return self.uri
+
+
+Source = FileSource | PypiSource | HttpSource | PvcSource
 
 
 def parse(uri: str) -> Source:
@@ -83,6 +102,8 @@ def parse(uri: str) -> Source:
             return _parse_pypi(uri, parts)
         case "https" | "http":
             return _parse_http(uri, parts)
+        case "pvc":
+            return _parse_pvc(uri, parts)
         case _:
             raise ConfigError(
                 f"model.source starts with {parts.scheme + ':' if parts.scheme else 'no scheme'!r},"
@@ -119,18 +140,34 @@ def _parse_pypi(uri: str, parts: SplitResult) -> PypiSource:
             f"{redacted(uri)} pins no exact version of a distribution; {form}, with one version "
             "and no wildcard."
         )
-    member = _decoded(uri, parts).removeprefix("/")
     # An exact key of the archive's table, never a path on disk; odd ones are surely mistakes.
-    odd = not member or "\\" in member or any(p in ("", ".", "..") for p in member.split("/"))
-    if odd or str(PurePosixPath(member)) != member:
+    member = _inner_path(uri, parts)
+    if member is None:
         raise ConfigError(f"{uri} names no file inside the wheel; {form}.")
     return PypiSource(uri, name, version, member)
+
+
+def _parse_pvc(uri: str, parts: SplitResult) -> PvcSource:
+    path = _inner_path(uri, parts)
+    if path is None or not _CLAIM.fullmatch(parts.netloc):
+        raise ConfigError(
+            f"{redacted(uri)} names no file of a PersistentVolumeClaim; write pvc://CLAIM/PATH, "
+            "with no empty part, . or .. in PATH."
+        )
+    return PvcSource(uri, parts.netloc, path)
 
 
 def _parse_http(uri: str, parts: SplitResult) -> HttpSource:
     if not parts.hostname:
         raise ConfigError(f"{redacted(uri)} names no host; write https://host/path.")
     return HttpSource(uri.partition("#")[0])
+
+
+def _inner_path(uri: str, parts: SplitResult) -> str | None:
+    """The path as one inside something, without its first slash; None if it may lead out of it."""
+    path = _decoded(uri, parts).removeprefix("/")
+    odd = not path or "\\" in path or any(p in ("", ".", "..") for p in path.split("/"))
+    return None if odd or str(PurePosixPath(path)) != path else path
 
 
 def _decoded(uri: str, parts: SplitResult) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from servewright_runtime.errors import ServewrightError
+
+log = logging.getLogger(__name__)
 
 TERMINATION_LOG_VARIABLE = "SERVEWRIGHT_TERMINATION_LOG"
 OUT_OF_MEMORY = 137  # what the kubelet shows for a container that the kernel killed
@@ -29,6 +32,13 @@ class Ending:
     def of(cls, error: ServewrightError) -> Ending:
         """The ending that a user's error makes."""
         return cls(error.exit_code, error.reason, error.message)
+
+    def told(self) -> int:
+        """Tell the kubelet and the log. Returns the exit code."""
+        self.write_termination_message()
+        level = logging.INFO if self.exit_code == 0 else logging.ERROR
+        log.log(level, self.message, extra={"reason": self.reason, "exit_code": self.exit_code})
+        return self.exit_code
 
     def write_termination_message(self) -> None:
         """Leave {reason, message} as one JSON line where the kubelet, or a test, looks for it."""

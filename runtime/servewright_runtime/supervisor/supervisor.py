@@ -70,6 +70,7 @@ class Settings:
     admin_port: int = 9000
     linger_s: float = 0.0  # between SIGTERM and closing the port; a pod needs 5
     drain_s: float = 30.0  # after that, for what is in flight
+    fetches: bool = True  # a pod's files are there: its init container brought them
 
 
 class Audience:
@@ -195,7 +196,8 @@ class Supervisor:
 
     def _take_models(self, models: Sequence[ReplicaModel]) -> None:
         self._run.models_file.write_text(dump_models(models))
-        self._cold_start["fetch"] = time.monotonic() - self._started_at
+        if self._settings.fetches:
+            self._cold_start["fetch"] = time.monotonic() - self._started_at
         self._has_models = True
         if self._phase is Phase.FETCHING:
             self._enter(Phase.STARTING)
@@ -237,9 +239,8 @@ class Supervisor:
         self._placeholder.close()
         self._main_listener.close()
         whole = time.monotonic() - self._started_at
-        parts = {"fetch": self._cold_start["fetch"], **cold_start}
-        start = whole - sum(parts.values())
-        self._cold_start = {"fetch": parts.pop("fetch"), "start": start, **parts}
+        start = whole - sum(self._cold_start.values()) - sum(cold_start.values())
+        self._cold_start |= {"start": start, **cold_start}
         if self._phase is not Phase.DRAINING:
             self._health.port = self._address
             self._enter(Phase.READY)
@@ -358,7 +359,4 @@ def run(
         ending = Ending.of(error)
     for number in _STOP_SIGNALS:  # the end is decided, and its exit code with it
         signal.signal(number, signal.SIG_IGN)
-    ending.write_termination_message()
-    level = logging.INFO if ending.exit_code == 0 else logging.ERROR
-    log.log(level, ending.message, extra={"reason": ending.reason, "exit_code": ending.exit_code})
-    return ending.exit_code
+    return ending.told()

@@ -32,6 +32,7 @@ def make_replica_model(
 ) -> ReplicaModel:
     return resolve(
         make_service(changes),
+        revision="0123456789",
         path=Path("/models/mine.gguf"),
         digest=None,
         keys_dir=Path("/keys"),
