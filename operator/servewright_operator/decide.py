@@ -6,7 +6,6 @@ Pure, so that every situation that a cluster can get into is a test of a functio
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -22,14 +21,12 @@ from servewright_operator import desired, names, pods
 from servewright_operator.deployed import Deployed
 from servewright_operator.desired.pod import MANIFEST_VARIABLE, template
 from servewright_operator.facts import Facts
-from servewright_operator.failures import failing, overcome, worst
-from servewright_operator.failures import questions as failures_questions
+from servewright_operator.failures import HANGING, failing, overcome, worst
 from servewright_operator.objects import (
     Object,
     Observed,
     Plan,
     Probe,
-    Question,
     Rollout,
 )
 from servewright_operator.reading import at, mapping, objects, text
@@ -37,11 +34,6 @@ from servewright_operator.revisions import choose
 from servewright_operator.settings import PodDefaults
 from servewright_operator.status import compute
 from servewright_operator.verdicts import words
-
-
-def questions(observed: Observed, now: datetime) -> Sequence[Question]:
-    """What to ask about pods, so that `observed.words` has it when `plan` is called."""
-    return failures_questions(observed, Deployed.of(observed, now), now)
 
 
 def plan(observed: Observed, pod_defaults: PodDefaults, now: datetime) -> Plan:
@@ -154,13 +146,11 @@ def _served(stored: Object, service: ModelService) -> ModelService:
 
 def _ask_state(facts: Facts) -> dict[str, str]:
     """The first ready pod of the target, for model and cold start; and those that hang."""
-    states = facts.observed.states
-    hanging = {failure.pod for failure in facts.failing if failure.reason == "Hanging"}
-    wanted = {}
+    hanging = {failure.pod for failure in facts.failing if failure.reason == HANGING}
     first = pods.first_ready(facts.current)
+    wanted = {}
     for pod in facts.current:
-        url, known = pods.admin_url(pod), states.get(pods.uid(pod))
-        is_first = pod is first and text(known, "phase") != "Ready"
-        if url and (is_first or (pods.name(pod) in hanging and known is None)):
+        url = pods.admin_url(pod)
+        if url is not None and (pod is first or pods.name(pod) in hanging):
             wanted[pods.uid(pod)] = f"{url}/state"
     return wanted

@@ -28,6 +28,7 @@ _LAST_DOUBLING = 9  # 10 s * 2**9: each hour and a half from then on
 
 _NO_FAULT = {"", "ContainerCreating", "PodInitializing"}
 _IMAGE_PULL = {"ErrImagePull", "ImagePullBackOff"}
+HANGING = "Hanging"
 UNTOLD_PULL = "The image cannot be pulled."
 _BACK_OFF = re.compile(r'Back-off pulling image "[^"]*"(: ErrImagePull: )?')
 # What these Events say is told better elsewhere in the pod.
@@ -312,4 +313,4 @@ def _hanging(
     unhealthy = [event for event in words.events if event.startswith("Unhealthy: ")]
     if unhealthy:
         parts.append(unhealthy[-1].removeprefix("Unhealthy: "))
-    return Fault("Hanging", " ".join(parts), time=overdue_since)
+    return Fault(HANGING, " ".join(parts), time=overdue_since)

@@ -20,7 +20,6 @@ FAILURES = 2
 # How old the last success in status may get, so that its age tells how fresh Ready is.
 REWRITTEN_AFTER = timedelta(minutes=5)
 
-_RESULT = ("result", "reason", "revision")
 _WITHOUT_SUCCESS = {Reason.PROBE_FAILED, Reason.PROBE_PENDING, Reason.PROBE_STALE}
 
 
@@ -49,10 +48,14 @@ def told(stored: Object, record: ProbeRecord | None) -> Object:
         "message": record.message,
     }
     time = moment(stored, "time")
-    if time is None or any(stored.get(part) != new[part] for part in _RESULT):
-        return new
-    is_old = record.result == "Succeeded" and record.time - time >= REWRITTEN_AFTER
-    return new if is_old else stored
+    if record.result == "Succeeded":
+        is_old = time is None or record.time - time >= REWRITTEN_AFTER
+        return new if is_old or _differ(stored, new, "result", "revision") else stored
+    return new if _differ(stored, new, "result", "revision", "reason") else stored
+
+
+def _differ(stored: Object, new: Object, *parts: str) -> bool:
+    return any(stored.get(part) != new[part] for part in parts)
 
 
 def probed(

@@ -6,7 +6,7 @@ from servewright_operator.objects import Note, Object
 from servewright_operator.reading import condition, mapping, text
 from servewright_operator.reasons import Condition, Reason
 
-_OVER = {Reason.COMPLETE, Reason.SUSPENDED, Reason.SCALED_TO_ZERO}
+_STEPS = {Reason.ROLLING_OUT, Reason.COMPLETE, Reason.SUSPENDED, Reason.SCALED_TO_ZERO}
 
 
 def notes(service: Object, status: Object) -> list[Note]:
@@ -34,14 +34,12 @@ def notes(service: Object, status: Object) -> list[Note]:
         warn(Reason.ROLLED_BACK, condition(after, Condition.READY)["message"])
     progressing = changed(Condition.PROGRESSING, "status", "reason", "message")
     if progressing:
-        old, reason = condition(service, Condition.PROGRESSING), progressing["reason"]
-        is_new = text(before, "revision") != text(status, "revision")
-        if (reason == Reason.ROLLING_OUT and (is_new or old.get("status") != "True")) or (
-            reason in _OVER and old.get("reason") != reason
-        ):
-            inform(reason, progressing["message"])
-        elif reason == Reason.PROGRESS_DEADLINE_EXCEEDED != old.get("reason") and not has_failed:
+        reason, was = progressing["reason"], condition(service, Condition.PROGRESSING).get("reason")
+        is_new = was != reason or text(before, "revision") != text(status, "revision")
+        if reason == Reason.PROGRESS_DEADLINE_EXCEEDED and is_new and not has_failed:
             warn(reason, condition(after, Condition.READY)["message"])
+        elif reason in _STEPS and is_new:
+            inform(reason, progressing["message"])
     degraded = changed(Condition.DEGRADED, "status", "reason")
     if degraded and degraded["status"] == "True":
         warn(Reason.POD_FAILING, degraded["message"])

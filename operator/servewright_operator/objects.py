@@ -79,7 +79,7 @@ class Probe:
     """The operator's own call: what to ask of whom, and how often."""
 
     url: str  # http://CLUSTER-IP:8000
-    key: str | None  # API key; None: access is open
+    key: str | None = field(repr=False)  # API key; None: access is open
     model: str  # served name
     prompt: str
     expect: str | None
@@ -118,7 +118,7 @@ class Observed:
     states: Mapping[str, Object] = field(default_factory=dict)  # ready pods' /state, by pod uid
     probe: ProbeRecord | None = None
     # The value of each generated Secret's key, existing or freshly made, by the Secret's name.
-    secrets: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     has_pod_monitors: bool = False  # the cluster has the kind PodMonitor
 
     def of_kind(self, kind: str) -> list[Object]:
@@ -144,5 +144,5 @@ class Plan:
     status: Object  # the whole of .status
     notes: Sequence[Note]  # after the status is written
     probe: Probe | None  # to keep asking; None: nobody to ask
-    ask_state: Mapping[str, str]  # URL of /state by uid, of pods to ask once for their state
+    ask_state: Mapping[str, str]  # URL of /state by uid, of pods to ask until they are ready
     requeue_after_s: float | None  # when time alone would change the decision; 0: at once
