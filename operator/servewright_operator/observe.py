@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from servewright_operator import decide, kinds, names
+from servewright_operator import failures, kinds, names
 from servewright_operator.client import ApiError, Client
+from servewright_operator.deployed import Deployed
 from servewright_operator.desired.secrets import wanted
 from servewright_operator.names import Key
 from servewright_operator.objects import Object, Observed, PodWords, ProbeRecord, Question
@@ -49,7 +50,7 @@ class Observer:
         self._probed, self._states = probed, states
         self.has_pod_monitors = False
         self._words: dict[str, tuple[str, PodWords]] = {}  # question's `once` and answer, by uid
-        self._made: dict[str, dict[str, _Made]] = {}  # by the owner's uid and the Secret's name
+        self._made: dict[Key, dict[str, _Made]] = {}  # by the Secret's name
 
     async def observe(self, key: Key, service: Object, now: datetime) -> Observed:
         """What there is. Raises ApiError when a made Secret cannot be read."""
@@ -69,23 +70,23 @@ class Observer:
             seen, words=words, secrets={name: secret.value for name, secret in made.items()}
         )
 
-    def live_secrets(self, service: Object) -> list[Object]:
+    def live_secrets(self, key: Key, service: Object) -> list[Object]:
         """The made Secrets that exist, as last seen."""
-        made = self._made.get(service["metadata"]["uid"], {}).values()
+        made = self._made.get(key, {}).values()
         return [one.live for one in made if one.live is not None and is_owned(one.live, service)]
 
-    def learn(self, service: Object, secret: Object) -> None:
+    def learn(self, key: Key, secret: Object) -> None:
         """A made Secret was written."""
-        made = self._made.setdefault(service["metadata"]["uid"], {})
+        made = self._made.setdefault(key, {})
         name = secret["metadata"]["name"]
         made[name] = _Made(secret, _value(secret, name))
 
-    def forget_secrets(self, uid: str | None = None) -> None:
-        """Read made Secrets anew: those of an owner, or of all."""
-        if uid is None:
+    def forget_secrets(self, key: Key | None = None) -> None:
+        """Read made Secrets anew: those of a ModelService, or of all."""
+        if key is None:
             self._made.clear()
         else:
-            self._made.pop(uid, None)
+            self._made.pop(key, None)
 
     async def _secrets(self, seen: Observed) -> dict[str, _Made]:
         """Every made Secret that may be wanted, with a fresh value where there is none yet."""
@@ -100,7 +101,7 @@ class Observer:
                 needed.add(names.api_keys_secret(seen.key.name))
         if not needed:
             return {}
-        made = self._made.setdefault(seen.service["metadata"]["uid"], {})
+        made = self._made.setdefault(seen.key, {})
         for name in sorted(needed - made.keys()):
             live = await self._client.get(kinds.SECRET, seen.key.namespace, name)
             made[name] = _Made(live, _value(live, name) or secrets.token_urlsafe(32))
@@ -109,7 +110,7 @@ class Observer:
     async def _ask(self, seen: Observed, now: datetime) -> dict[str, PodWords]:
         """The words of pods that fail or hang."""
         told = {}
-        for question in decide.questions(seen, now):
+        for question in failures.questions(seen, Deployed.of(seen, now), now):
             once, words = self._words.pop(question.uid, ("", PodWords()))
             if once != question.once:
                 words = await self._words_of(seen.key.namespace, question)

@@ -91,12 +91,8 @@ class Reconciler:
         metrics.RECONCILE_SECONDS.observe(time.monotonic() - started)
 
     def _fail(self, key: Key, retry_after_s: float | None) -> None:
-        service = self._store.service(key)
-        if service is None:
-            self._queue.forget(key)
-            return
         # It may have failed because they are not what we think.
-        self._observer.forget_secrets(service["metadata"]["uid"])
+        self._observer.forget_secrets(key)
         self._queue.retry(key, at_least_s=retry_after_s or 0.0)
 
     async def reconcile(self, key: Key, context: Mapping[str, str]) -> str:
@@ -109,13 +105,12 @@ class Reconciler:
             # The garbage collector takes the children, by their owner references.
             self._queue.forget(key)
             self._prober.tell(key, None, {})
-            if service is not None:
-                self._observer.forget_secrets(service["metadata"]["uid"])
+            self._observer.forget_secrets(key)
             return "gone"
         now = self._now()
         observed = await self._observer.observe(key, service, now)
         plan = decide.plan(observed, self._pods, now)
-        outcome = await self._bring_about(service, observed.children, plan)
+        outcome = await self._bring_about(key, service, observed.children, plan)
         is_told = await self._tell(service, plan, outcome)
         self._prober.tell(key, plan.probe, plan.ask_state)
         self._plan_ahead(key, plan, outcome)
@@ -133,13 +128,12 @@ class Reconciler:
         return "changed" if is_changed else "same"
 
     async def _bring_about(
-        self, service: Object, children: Sequence[Object], plan: Plan
+        self, key: Key, service: Object, children: Sequence[Object], plan: Plan
     ) -> Outcome:
         outcome = Outcome()
         if plan.children is None:
             return outcome
-        key = Key(service["metadata"]["namespace"], service["metadata"]["name"])
-        live = [*children, *self._observer.live_secrets(service)]
+        live = [*children, *self._observer.live_secrets(key, service)]
         try:
             await self._applier.bring_about(
                 service, live, plan.children, self._store.lost(key), outcome
@@ -148,12 +142,12 @@ class Reconciler:
             # Also what was done before an error is known from now on.
             for child in outcome.written:
                 if child["kind"] == kinds.SECRET.name:
-                    self._observer.learn(service, child)
+                    self._observer.learn(key, child)
                 else:
                     self._store.put(child)
             for child in outcome.deleted:
                 if child["kind"] == kinds.SECRET.name:
-                    self._observer.forget_secrets(service["metadata"]["uid"])
+                    self._observer.forget_secrets(key)
                 else:
                     self._store.forget(child)
         return outcome

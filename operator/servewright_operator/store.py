@@ -39,6 +39,10 @@ class Store:
     def __len__(self) -> int:
         return len(self._objects)
 
+    def get(self, uid: str) -> Object | None:
+        """An object."""
+        return self._objects.get(uid)
+
     def service_keys(self) -> list[Key]:
         """Every ModelService there is."""
         return [
