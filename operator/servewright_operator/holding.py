@@ -83,6 +83,8 @@ def difference(live: Object, desired: Object) -> str | None:
 
 def _lost(live: Any, desired: Any, path: _Path, *, whole: bool = False) -> _Path | None:
     """Where `live` first lacks what `desired` says or, if it is owned whole, says more."""
+    if live == desired:  # most of it is: no need to look closer
+        return None
     whole = whole or ("", *path)[-1] in _WHOLE
     if isinstance(desired, Mapping) and isinstance(live, Mapping):
         keys = [*desired, *(key for key in live if whole and key not in desired)]

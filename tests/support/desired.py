@@ -23,10 +23,11 @@ def make_rollout(
     rolled_back: bool = False,
 ) -> Rollout:
     """`service` is wanted after `earlier`; rolled_back: it failed and the one before it runs."""
-    kept = []
-    for number, each in enumerate((*earlier, service), start=1):
-        name = revision(each)
-        kept.append(StoredRevision(name, number, pod.template(each, name, pods)))
+    asked_for = {revision(each): each for each in (*earlier, service)}
+    kept = [
+        StoredRevision(name, number, pod.template(each, name, pods))
+        for number, (name, each) in enumerate(asked_for.items(), start=1)
+    ]
     *_, last_good, wanted = [None, *(stored.name for stored in kept)]
     assert wanted is not None
     return Rollout(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -13,23 +14,27 @@ from servewright_operator.desired.child import Owner, child
 from servewright_operator.objects import Object
 
 # 5353: where the DNS of OpenShift listens behind its Service's port 53.
-_DNS = [{"protocol": protocol, "port": port} for port in (53, 5353) for protocol in ("UDP", "TCP")]
+_DNS = (("UDP", 53), ("TCP", 53), ("UDP", 5353), ("TCP", 5353))
 _DEFAULT_PORTS = {"http": 80, "https": 443, "pypi": 443}
-# Variables by which proxies and package indexes are given.
-_ROUTES = re.compile(r".*_PROXY|PIP_.*", re.IGNORECASE)
+# Variables that lead to the source: by proxies and package indexes.
+_ROUTES = re.compile(
+    r"(HTTP|HTTPS|ALL)_PROXY|PIP_(PROXY|INDEX_URL|EXTRA_INDEX_URL|FIND_LINKS)", re.IGNORECASE
+)
 _ANY_PORT = 0
 
 
 def build(owner: Owner, templates: Iterable[Object]) -> Object:
     """NetworkPolicy NAME, for pods of these templates."""
-    ports = sorted({port for template in templates for port in _ports_out(template)})
+    out = sorted({port for template in templates for port in _ports_out(template)})
     return {
         **child("networking.k8s.io/v1", "NetworkPolicy", owner),
         "spec": {
             "podSelector": {"matchLabels": names.selector(owner.key.name)},
             "policyTypes": ["Ingress", "Egress"],
-            "ingress": [{"ports": [_tcp(names.HTTP_PORT), _tcp(names.ADMIN_PORT)]}],
-            "egress": [{"ports": [*_DNS, *map(_tcp, ports)]}] if ports else [],
+            "ingress": [{"ports": [_port("TCP", names.HTTP_PORT), _port("TCP", names.ADMIN_PORT)]}],
+            "egress": [{"ports": [_port(*dns) for dns in _DNS] + [_port("TCP", n) for n in out]}]
+            if out
+            else [],
         },
     }
 
@@ -42,17 +47,21 @@ def _ports_out(template: Object) -> Iterator[int]:
         source = manifest[0]["spec"]["model"]["source"]
         if source.startswith("pvc://"):
             continue
-        yield _port(source)
+        yield from _ports_of(source)
         for name, variable in variables.items():
             if _ROUTES.fullmatch(name):
                 # What a Secret or ConfigMap says is not known here.
-                yield _port(variable["value"]) if "value" in variable else _ANY_PORT
+                is_known = "valueFrom" not in variable
+                yield from _ports_of(variable.get("value", "")) if is_known else [_ANY_PORT]
 
 
-def _port(url: str) -> int:
-    parts = urlsplit(url)
-    return parts.port or _DEFAULT_PORTS.get(parts.scheme, 443)
+def _ports_of(urls: str) -> Iterator[int]:
+    """The port of each URL; what is none leads nowhere."""
+    for url in urls.split():
+        with contextlib.suppress(ValueError):
+            parts = urlsplit(url if "://" in url else f"http://{url}")
+            yield parts.port or _DEFAULT_PORTS.get(parts.scheme, 443)
 
 
-def _tcp(port: int) -> Object:
-    return {"protocol": "TCP"} if port == _ANY_PORT else {"protocol": "TCP", "port": port}
+def _port(protocol: str, number: int) -> Object:
+    return {"protocol": protocol, **({} if number == _ANY_PORT else {"port": number})}
