@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from servewright_api.modelservice import API_VERSION, KIND
-from servewright_operator import names
+from servewright_operator import kinds, names
+from servewright_operator.kinds import Kind
 from servewright_operator.names import Key
 from servewright_operator.objects import Object
 
@@ -20,24 +20,23 @@ class Owner:
 
 
 def child(
-    api_version: str,
-    kind: str,
+    kind: Kind,
     owner: Owner,
     name: str | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> Object:
     """The beginning of a child, named as its owner unless `name` is given."""
     return {
-        "apiVersion": api_version,
-        "kind": kind,
+        "apiVersion": kind.api_version,
+        "kind": kind.name,
         "metadata": {
             "name": name or owner.key.name,
             "namespace": owner.key.namespace,
             "labels": {**names.labels(owner.key.name), **(labels or {})},
             "ownerReferences": [
                 {
-                    "apiVersion": API_VERSION,
-                    "kind": KIND,
+                    "apiVersion": kinds.MODEL_SERVICE.api_version,
+                    "kind": kinds.MODEL_SERVICE.name,
                     "name": owner.key.name,
                     "uid": owner.uid,
                     "controller": True,

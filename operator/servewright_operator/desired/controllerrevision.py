@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 
-from servewright_operator import names
+from servewright_operator import kinds, names
 from servewright_operator.desired.child import Owner, child
 from servewright_operator.objects import Object, StoredRevision
 
@@ -16,8 +16,7 @@ def build(owner: Owner, revision: StoredRevision) -> Object:
     """ControllerRevision NAME-REVISION."""
     return {
         **child(
-            "apps/v1",
-            "ControllerRevision",
+            kinds.CONTROLLER_REVISION,
             owner,
             names.revision_object(owner.key.name, revision.name),
             {names.REVISION_LABEL: revision.name},

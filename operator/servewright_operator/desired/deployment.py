@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 
 from servewright_api.modelservice import ModelService
-from servewright_operator import names
+from servewright_operator import kinds, names
 from servewright_operator.desired.child import Owner, child
 from servewright_operator.objects import Object
 
@@ -22,7 +22,7 @@ def build(owner: Owner, service: ModelService, template: Object) -> Object:
     """Deployment NAME."""
     spec = service.spec
     return {
-        **child("apps/v1", "Deployment", owner),
+        **child(kinds.DEPLOYMENT, owner),
         "spec": {
             "replicas": 0 if spec.suspend else spec.replicas,
             "selector": {"matchLabels": names.selector(owner.key.name)},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from servewright_operator import names
+from servewright_operator import kinds, names
 from servewright_operator.desired.child import Owner, child
 from servewright_operator.objects import Object
 
@@ -10,7 +10,7 @@ from servewright_operator.objects import Object
 def build(owner: Owner) -> Object:
     """PodDisruptionBudget NAME."""
     return {
-        **child("policy/v1", "PodDisruptionBudget", owner),
+        **child(kinds.DISRUPTION_BUDGET, owner),
         "spec": {
             "maxUnavailable": 1,
             # A replica that serves nobody must not hold up the drain of its node.

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from urllib.parse import urlsplit
 
-from servewright_operator import names
+from servewright_operator import kinds, names
 from servewright_operator.desired import pod
 from servewright_operator.desired.child import Owner, child
 from servewright_operator.objects import Object
@@ -27,7 +27,7 @@ def build(owner: Owner, templates: Iterable[Object]) -> Object:
     """NetworkPolicy NAME, for pods of these templates."""
     out = sorted({port for template in templates for port in _ports_out(template)})
     return {
-        **child("networking.k8s.io/v1", "NetworkPolicy", owner),
+        **child(kinds.NETWORK_POLICY, owner),
         "spec": {
             "podSelector": {"matchLabels": names.selector(owner.key.name)},
             "policyTypes": ["Ingress", "Egress"],

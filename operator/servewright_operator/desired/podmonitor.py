@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from servewright_operator import names
+from servewright_operator import kinds, names
 from servewright_operator.desired.child import Owner, child
 from servewright_operator.objects import Object
 
@@ -10,7 +10,7 @@ from servewright_operator.objects import Object
 def build(owner: Owner) -> Object:
     """PodMonitor NAME."""
     return {
-        **child("monitoring.coreos.com/v1", "PodMonitor", owner),
+        **child(kinds.POD_MONITOR, owner),
         "spec": {
             "selector": {"matchLabels": names.selector(owner.key.name)},
             "podTargetLabels": [names.SERVICE_LABEL, names.REVISION_LABEL],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable
 
+from servewright_operator import kinds
 from servewright_operator.desired.child import Owner, child
 from servewright_operator.objects import Object
 
@@ -35,7 +36,7 @@ def wanted(templates: Iterable[Object]) -> dict[str, str]:
 def build(owner: Owner, name: str, key: str, value: str) -> Object:
     """Secret `name` with one key."""
     return {
-        **child("v1", "Secret", owner, name),
+        **child(kinds.SECRET, owner, name),
         "type": "Opaque",
         "data": {key: base64.b64encode(value.encode()).decode()},
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from servewright_operator import names
+from servewright_operator import kinds, names
 from servewright_operator.desired.child import Owner, child
 from servewright_operator.objects import Object
 
@@ -10,7 +10,7 @@ from servewright_operator.objects import Object
 def build(owner: Owner) -> Object:
     """Service NAME."""
     return {
-        **child("v1", "Service", owner),
+        **child(kinds.SERVICE, owner),
         "spec": {
             "type": "ClusterIP",
             "selector": names.selector(owner.key.name),
