@@ -19,7 +19,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,17 +86,17 @@ class ApiServer:
 
 
 @contextlib.contextmanager
-def api_server(*, controllers: bool = False) -> Iterator[ApiServer]:
+def api_server(*, controllers: bool = False, flags: Sequence[str] = ()) -> Iterator[ApiServer]:
     """An API server of our own, or the existing cluster's. Raises Missing.
 
-    controllers: with kube-controller-manager and kube-scheduler.
+    controllers: with kube-controller-manager and kube-scheduler. flags: more, of kube-apiserver.
     """
     with tempfile.TemporaryDirectory(prefix="servewright-api-") as name:
         folder = Path(name)
         if os.environ.get("USE_EXISTING_CLUSTER", "").lower() == "true":
             yield _existing(folder)
         else:
-            with _started(folder, controllers=controllers) as server:
+            with _started(folder, controllers=controllers, flags=flags) as server:
                 yield server
 
 
@@ -108,7 +108,7 @@ def _existing(folder: Path) -> ApiServer:
 
 
 @contextlib.contextmanager
-def _started(folder: Path, *, controllers: bool) -> Iterator[ApiServer]:
+def _started(folder: Path, *, controllers: bool, flags: Sequence[str]) -> Iterator[ApiServer]:
     assets = os.environ.get("KUBEBUILDER_ASSETS")
     if not assets:
         raise Missing("needs KUBEBUILDER_ASSETS, or USE_EXISTING_CLUSTER=true and KUBECONFIG")
@@ -123,7 +123,7 @@ def _started(folder: Path, *, controllers: bool) -> Iterator[ApiServer]:
         database = f"http://{_HOST}:{free_port()}"
         _start(stack, folder, Path(assets) / "etcd", *_etcd_flags(folder, database))
         api = Path(assets) / "kube-apiserver"
-        process = _start(stack, folder, api, *_api_server_flags(folder, port, database))
+        process = _start(stack, folder, api, *_api_server_flags(folder, port, database), *flags)
         trust = ssl.create_default_context(cafile=str(folder / "ca.crt"))
 
         def is_ready() -> bool:
