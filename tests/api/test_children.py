@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from servewright_operator.rendering import DEFAULT_IMAGE, render
 from servewright_operator.settings import PodDefaults
 from support.apiserver import ApiServer
 from support.desired import children_of, one
+from support.manifests import make_manifest, make_service
 from support.modelservices import model_services
 from support.objects import Objects, Refused
 from support.tree import ROOT
@@ -49,13 +51,33 @@ def in_namespace(service: ModelService, namespace: str) -> ModelService:
     return service.model_copy(update={"metadata": metadata})
 
 
+def make_owner(server: ApiServer, namespace: str, name: str) -> str:
+    """The uid of a ModelService to own the children, or they would be garbage."""
+    manifest = make_manifest(
+        {"metadata.name": name, "spec.model.source": "https://models.example.com/m.gguf"}
+    )
+    words = (
+        "apply",
+        f"--namespace={namespace}",
+        "--filename=-",
+        "--output=jsonpath={.metadata.uid}",
+    )
+    return server.kubectl(*words, stdin=json.dumps(manifest))
+
+
+@pytest.fixture
+def uid(api_server: ApiServer, namespace: str) -> str:
+    """Of the owner "mine"."""
+    return make_owner(api_server, namespace, "mine")
+
+
 @settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(model_services())
 def test_what_is_applied_is_held_whatever_ran_before(
-    objects: Objects, namespace: str, service: ModelService
+    objects: Objects, namespace: str, uid: str, service: ModelService
 ) -> None:
     """No apply is ever repeated for nothing, and nothing of an earlier spec stays."""
-    for child in children_of(in_namespace(service, namespace)):
+    for child in children_of(in_namespace(service, namespace), uid=uid):
         live = objects.apply(with_hash(child))
         assert difference(live, child) is None
         assert holds(live, child)
@@ -95,11 +117,12 @@ EDITS: list[tuple[str, Any, str]] = [
 
 @pytest.mark.parametrize(("kind", "changes", "path"), EDITS, ids=[str(edit[:2]) for edit in EDITS])
 def test_an_edit_is_noticed_told_and_undone_by_an_apply(
-    objects: Objects, namespace: str, kind: str, changes: Any, path: str
+    api_server: ApiServer, objects: Objects, namespace: str, kind: str, changes: Any, path: str
 ) -> None:
     manifest = yaml.safe_load((ROOT / "tests/golden/everything/in.yaml").read_text())
-    manifest["modelService"]["metadata"]["namespace"] = namespace
-    child = one(children_of(ModelService.model_validate(manifest["modelService"])), kind)
+    service = in_namespace(ModelService.model_validate(manifest["modelService"]), namespace)
+    uid = make_owner(api_server, namespace, service.metadata.name)
+    child = one(children_of(service, uid=uid), kind)
     live = objects.apply(with_hash(child))
     assert holds(live, child)
     edited = objects.edit(live, changes)
@@ -111,8 +134,11 @@ def test_an_edit_is_noticed_told_and_undone_by_an_apply(
     assert again.get("spec") == live.get("spec")
 
 
-def test_an_apply_of_the_same_again_changes_nothing(objects: Objects, namespace: str) -> None:
-    for child in children_of(golden_services(namespace)[0]):
+def test_an_apply_of_the_same_again_changes_nothing(
+    objects: Objects, namespace: str, uid: str
+) -> None:
+    service = make_service({"spec.model.source": "https://models.example.com/m.gguf"})
+    for child in children_of(in_namespace(service, namespace), uid=uid):
         first, second = (objects.apply(with_hash(child)) for _ in range(2))
         assert first["metadata"]["resourceVersion"] == second["metadata"]["resourceVersion"]
 
@@ -123,6 +149,9 @@ def test_a_restricted_namespace_takes_every_pod(
     api_server.kubectl(
         "label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted"
     )
+
+    for account in ("default", "models"):  # where nothing makes them
+        api_server.run_kubectl("create", "serviceaccount", account, f"--namespace={namespace}")
 
     def pod_of(template: Object) -> Object:
         spec = dict(template["spec"])

@@ -41,13 +41,13 @@ def make_rollout(
 
 
 def make_observed(
-    service: ModelService, rollout: Rollout, *, pod_monitors: bool = False
+    service: ModelService, rollout: Rollout, *, pod_monitors: bool = False, uid: str = UID
 ) -> Observed:
     """What a cluster shows that knows the ModelService, with a value for each Secret made."""
     made = secrets.wanted([stored.template for stored in rollout.kept])
     return Observed(
         key=Key(service.metadata.namespace, service.metadata.name),
-        service={"metadata": {"name": service.metadata.name, "uid": UID}},
+        service={"metadata": {"name": service.metadata.name, "uid": uid}},
         secrets={name: f"value-of-{name}" for name in made},
         has_pod_monitors=pod_monitors,
     )
@@ -59,10 +59,11 @@ def children_of(
     pods: PodDefaults = PODS,
     rolled_back: bool = False,
     pod_monitors: bool = False,
+    uid: str = UID,
 ) -> list[Object]:
     """Every child."""
     rollout = make_rollout(service, *earlier, pods=pods, rolled_back=rolled_back)
-    observed = make_observed(service, rollout, pod_monitors=pod_monitors)
+    observed = make_observed(service, rollout, pod_monitors=pod_monitors, uid=uid)
     return desired.build(service, rollout, observed)
 
 

@@ -27,7 +27,12 @@ def build(service: ModelService, rollout: Rollout, observed: Observed) -> list[O
     in_use = {rollout.wanted, rollout.target, rollout.last_good}
     running = [revision.template for revision in rollout.kept if revision.name in in_use]
     return [
-        *(secrets.build(owner, name, key, observed.secrets[name]) for name, key in made.items()),
+        *(
+            secrets.build(owner, name, key, observed.secrets[name])
+            for name, key in made.items()
+            # Of a revision that is only now remembered again it is read in the next pass.
+            if name in observed.secrets
+        ),
         *(controllerrevision.build(owner, revision) for revision in rollout.kept),
         networkpolicy.build(owner, running),
         service_.build(owner),
