@@ -67,6 +67,8 @@ ImageName = Annotated[str, StringConstraints(min_length=1, max_length=512, patte
 
 def _number_as_text(value: Any) -> Any:
     """A bare 2 in a manifest, as the text that quantities are."""
+    if isinstance(value, float):  # the API server takes none either
+        raise ValueError("must be a whole number or text; put it in quotes")
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 

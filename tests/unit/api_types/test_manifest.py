@@ -26,7 +26,7 @@ def problems_of(document: Any, **overrides: str) -> list[str]:
     raw = yaml.safe_dump(document).encode()
     with pytest.raises(ManifestError) as caught:
         parse_manifests(raw, origin="x.yaml")
-    prefix = "x.yaml: ModelService default/mine: "
+    prefix = f"x.yaml: ModelService default/{document['metadata']['name']}: "
     assert all(problem.startswith(prefix) for problem in caught.value.problems)
     return [problem.removeprefix(prefix) for problem in caught.value.problems]
 
@@ -91,8 +91,8 @@ def test_a_small_manifest_gets_every_default() -> None:
             id="Python's spelling of a field",
         ),
         pytest.param(
-            {"spec.replicas": 2},
-            "spec.replicas: is planned and not in this version; leave it out.",
+            {"spec.scaling": {}},
+            "spec.scaling: is planned and not in this version; leave it out.",
             id="a field of a later version",
         ),
         pytest.param(
@@ -122,13 +122,13 @@ def test_a_small_manifest_gets_every_default() -> None:
         ),
         pytest.param(
             {"spec.engine.kvCache": "0"},
-            "spec.engine.kvCache: is zero; write a quantity such as 512Mi, or leave the field out.",
+            "spec.engine.kvCache: must be a quantity such as 512Mi or 1.5Gi, above zero and at "
+            'most 1Pi, but "0" came.',
             id="no memory at all",
         ),
         pytest.param(
             {"spec.engine.kvCache": "1m"},
-            "spec.engine.kvCache: is not a whole number of bytes; write one such as 512Mi or "
-            "1.5Gi.",
+            'spec.engine.kvCache: must be a quantity such as 512Mi or 1.5Gi, but "1m" came.',
             id="a thousandth of a byte",
         ),
         pytest.param(
@@ -149,18 +149,20 @@ def test_a_small_manifest_gets_every_default() -> None:
         ),
         pytest.param(
             {"spec.model.source": "hf://org/model"},
-            "spec.model.source: hf:// is planned and not in this version; use file, pypi or https.",
+            "spec.model.source: hf:// and s3:// are planned and not in this version; use https, "
+            "pypi or pvc.",
             id="a scheme of a later version",
         ),
         pytest.param(
             {"spec.model.source": "ftp://host/x"},
-            "spec.model.source: does not begin with file://, pypi://, https://, http://; use one "
-            "of these.",
+            "spec.model.source: does not begin with file://, pypi://, https://, http://, pvc://; "
+            "use one of these.",
             id="an unknown scheme",
         ),
         pytest.param(
             {"spec.model.source": "/models/x.gguf"},
-            "spec.model.source: is not a URI; begin it with file:///, pypi:// or https://.",
+            "spec.model.source: does not begin with file://, pypi://, https://, http://, pvc://; "
+            "use one of these.",
             id="a bare path",
         ),
         pytest.param(
@@ -182,15 +184,54 @@ def test_a_small_manifest_gets_every_default() -> None:
         ),
         pytest.param(
             {"spec.access": {"mode": "Open", "secretRef": {"name": "keys"}}},
-            "spec.access.secretRef: names API keys, but spec.access.mode is Open; remove one of "
-            "the two.",
+            "spec.access.secretRef: names API keys, but access.mode is Open; remove one of the "
+            "two.",
             id="keys that nobody asks for",
         ),
         pytest.param(
             {"spec.engine": {"maxModelLen": 128}, "spec.limits": {"maxOutputTokens": 128}},
-            "spec.limits.maxOutputTokens: is 128, but spec.engine.maxModelLen is 128, prompt "
-            "included; choose less.",
+            "spec.limits.maxOutputTokens: is not below engine.maxModelLen, which counts the prompt "
+            "too; choose less.",
             id="an answer as long as the context",
+        ),
+        pytest.param(
+            {"metadata.name": "7b"},
+            "metadata.name: must be lower-case letters, digits and inner hyphens, a letter first, "
+            'such as smollm2, but "7b" came.',
+            id="a name that begins with a digit",
+        ),
+        pytest.param(
+            {"spec.pod.env": [{"name": "A", "value": 1}]},
+            "spec.pod.env[0].value: must be text, but 1 came.",
+            id="a number in an entry of a list",
+        ),
+        pytest.param(
+            {"spec.pod.env": [{"name": "A", "valu": "1"}]},
+            "spec.pod.env[0].valu: is not a field of ModelService v1alpha1; did you mean value?",
+            id="a misspelt field in an entry of a list",
+        ),
+        pytest.param(
+            {"spec.pod.env": {}},
+            "spec.pod.env: must be a list, but a mapping came.",
+            id="a mapping where a list belongs",
+        ),
+        pytest.param(
+            {"spec.rollout.maxSurge": "110%"},
+            "spec.rollout.maxSurge: must be a number of pods from 0 to 1000 or a percentage from "
+            '0% to 100%, but "110%" came.',
+            id="more than all pods",
+        ),
+        pytest.param(
+            {"spec.resources.limits.cpu": "1.0001"},
+            "spec.resources.limits.cpu: must be a number of CPUs such as 2, 0.5 or 500m, but "
+            '"1.0001" came.',
+            id="a part of a CPU that Kubernetes does not know",
+        ),
+        pytest.param(
+            {"spec.resources.limits.cpu": 0.5},
+            "spec.resources.limits.cpu: must be a whole number or text; put it in quotes, but 0.5 "
+            "came.",
+            id="a fraction without quotes",
         ),
         pytest.param(
             {"metadata.labels": {"-a": "b"}},

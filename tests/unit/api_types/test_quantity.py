@@ -43,9 +43,12 @@ def test_what_is_no_quantity_names_the_cure(text: str) -> None:
         parse_quantity(text)
 
 
-def test_bytes_are_whole() -> None:
-    assert parse_bytes("1000m") == 1
-    with pytest.raises(ValueError, match="whole number of bytes"):
+def test_a_part_of_a_byte_is_rounded_up_as_kubernetes_does() -> None:
+    assert parse_bytes("0.3Ki") == 308
+
+
+def test_bytes_have_no_thousandths() -> None:
+    with pytest.raises(ValueError, match="number of bytes; write one such as 512Mi"):
         parse_bytes("100m")
 
 
