@@ -46,8 +46,8 @@ class Objects:
         return self._ask("PATCH", live, {"fieldManager": "somebody"}, content_type, changes)
 
     def delete(self, live: Object) -> None:
-        """Delete it, not what it owns."""
-        self._ask("DELETE", live, {"propagationPolicy": "Orphan"})
+        """Delete it, and then what it owns."""
+        self._ask("DELETE", live, {"propagationPolicy": "Background"})
 
     def _ask(
         self,
