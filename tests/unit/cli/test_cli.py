@@ -66,14 +66,14 @@ def test_valid_manifests_are_told_with_their_revision() -> None:
 
 
 def test_every_mistake_is_one_line_on_stderr_and_exit_code_2(tmp_path: Path) -> None:
-    path = write_manifest(tmp_path, {"spec.engine.threads": 0, "spec.replicas": 2})
+    path = write_manifest(tmp_path, {"spec.engine.threads": 0, "spec.scaling": {}})
     result = servewright("validate", path, tmp_path / "none.yaml")
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr.splitlines() == [
         f"error: {path}: ModelService default/mine: spec.engine.threads: must be at least 1, but "
         "0 came.",
-        f"error: {path}: ModelService default/mine: spec.replicas: is planned and not in this "
+        f"error: {path}: ModelService default/mine: spec.scaling: is planned and not in this "
         "version; leave it out.",
         f"error: {tmp_path / 'none.yaml'}: no such file; check the path.",
     ]

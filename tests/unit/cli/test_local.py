@@ -8,6 +8,7 @@ import json
 import shlex
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -83,6 +84,33 @@ def test_fields_without_effect_here_are_listed_once() -> None:
         "spec.access.secretRef (locally: --api-keys DIR)",
     ]
     assert local.without_effect([make_service()]) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"metadata.annotations": {"a": "b"}}, "metadata.annotations"),
+        ({"spec.replicas": 3}, "spec.replicas"),
+        ({"spec.resources.limits.memory": "4Gi"}, "spec.resources"),
+        ({"spec.rollout.maxSurge": "25%"}, "spec.rollout"),
+        ({"spec.probe.intervalSeconds": 5}, "spec.probe.intervalSeconds"),
+        ({"spec.pod.priorityClassName": "high"}, "spec.pod"),
+        (
+            {
+                "spec.model.source": "https://host/x",
+                "spec.model.credentialsSecret": {"name": "token"},
+            },
+            "spec.model.credentialsSecret",
+        ),
+    ],
+)
+def test_what_only_a_cluster_obeys_is_told(change: dict[str, Any], field: str) -> None:
+    assert local.without_effect([make_service(change)]) == [field]
+
+
+def test_defaults_written_out_are_not_told() -> None:
+    change = {"spec.replicas": 1, "spec.rollout": {"maxSurge": 1}, "spec.pod": {"env": []}}
+    assert local.without_effect([make_service(change)]) == []
 
 
 def test_an_open_model_beyond_loopback_is_said() -> None:
