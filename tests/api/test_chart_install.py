@@ -20,6 +20,7 @@ import yaml
 from support import apiserver, helm
 from support.apiserver import ApiServer
 from support.helm import CHART, CRDS, documents, of_kind, template
+from support.pod_monitors import POD_MONITORS
 from support.tree import ROOT
 
 RELEASE = ("servewright", "--namespace=servewright")
@@ -27,23 +28,6 @@ CRD = "customresourcedefinition/modelservices.servewright.io"
 SERVICE_ACCOUNT = "--as=system:serviceaccount:servewright:servewright"
 NAMED = "--set=watchNamespaces={team-a,team-b}"
 EVERYTHING = ROOT / "tests/golden/chart/everything/values.yaml"
-# Enough of Prometheus Operator for its objects to be taken.
-POD_MONITORS = """\
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata:
-  name: podmonitors.monitoring.coreos.com
-spec:
-  group: monitoring.coreos.com
-  names: {kind: PodMonitor, plural: podmonitors, singular: podmonitor}
-  scope: Namespaced
-  versions:
-    - name: v1
-      served: true
-      storage: true
-      schema:
-        openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}
-"""
 
 pytestmark = pytest.mark.skipif(helm.program() is None, reason=helm.HOW_TO_GET_IT)
 
@@ -244,9 +228,7 @@ def test_the_operators_pod_is_restricted_under_any_user(installed: ApiServer) ->
     ids=["for the whole cluster", "in the same namespace"],
 )
 def test_a_second_operator_is_refused(installed: ApiServer, words: list[str], kind: str) -> None:
-    second = helm.run(
-        *("install", "another", CHART, "--create-namespace", *words),
-        kubeconfig=installed.kubeconfig,
-    )
+    install_it = ("install", "another", str(CHART), "--create-namespace", *words)
+    second = helm.run(*install_it, kubeconfig=installed.kubeconfig)
     assert second.returncode != 0
     assert f'{kind} "servewright-operator' in second.stderr
