@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import servewright_api
+from servewright_api import values
+
 FIELD_MANAGER = "servewright-operator"
 PREFIX = "servewright.io/"
 
@@ -19,7 +22,7 @@ REVISION_LABEL = PREFIX + "revision"
 SELECTOR = f"{MANAGED_BY_LABEL}={FIELD_MANAGER}"
 
 # Of a ModelService: a new value asks for a new revision with today's template and image.
-RESTARTED_AT_ANNOTATION = PREFIX + "restartedAt"
+RESTARTED_AT_ANNOTATION = servewright_api.RESTARTED_AT_ANNOTATION
 # Of a child: hash of what was applied, so that a field that is no longer wanted is seen.
 APPLIED_ANNOTATION = PREFIX + "applied"
 
@@ -29,7 +32,7 @@ HTTP_PORT_NAME, ADMIN_PORT_NAME = "http", "admin"
 REPLICA_CONTAINER, FETCH_CONTAINER = "replica", "fetch"
 
 # The longest name of a ModelService: a ControllerRevision's is eleven longer and a label's value.
-MAX_NAME = 52
+MAX_NAME = values.MAX_NAME
 
 # In the Secret `NAME-probe`, and as a file beside the users' keys.
 PROBE_KEY = "servewright-probe"
