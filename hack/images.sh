@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Builds the images of this working tree: localhost/servewright-operator:dev and -runtime:dev.
+# Builds the images of this working tree: localhost/servewright-operator:VERSION and -runtime:VERSION,
+# the names that the chart uses by default.
 #   hack/images.sh [operator|runtime ...]
 # What pip installs is downloaded once for each requirements.lock into build/wheels and given to the
 # build, which then needs no network; the kernels are compiled here. Environment:
-#   REGISTRY, TAG    of the names (localhost, dev)
+#   REGISTRY, TAG    of the names (localhost, the version)
 #   BASE             image to build from, as in the Dockerfiles
 #   IMAGE_BUILD      command that builds: called with CONTEXT NAME -f FILE and options of `docker build`
 #   PYTHON           of the same version as the base image's (.venv/bin/python)
@@ -54,10 +55,10 @@ fi
 rm -rf build/lib.* build/bdist.* "$wheels"/servewright-*.whl
 "$python" -m pip wheel -q --no-build-isolation --no-deps --wheel-dir "$wheels" .
 
-version=$("$python" -c 'import sys; sys.path.insert(0, "operator"); from servewright_api import __version__; print(__version__)')
+version=$("$python" -c 'from servewright_api import __version__; print(__version__)')
 commit=$(git rev-parse HEAD)$(git diff --quiet HEAD -- operator runtime csrc || echo -dirty)
 for image in "${images[@]}"; do
-    build "${REGISTRY:-localhost}/servewright-$image:${TAG:-dev}" "$image/Dockerfile" \
+    build "${REGISTRY:-localhost}/servewright-$image:${TAG:-$version}" "$image/Dockerfile" \
         --build-context "wheels=$wheels" --build-arg "BASE=$base" \
         --build-arg "VERSION=$version" --build-arg "COMMIT=$commit"
 done
