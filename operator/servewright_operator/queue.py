@@ -45,11 +45,16 @@ class Queue:
         self._processing: dict[Key, float] = {}  # since when
         self._timers: dict[Key, Timer] = {}
         self._failures: dict[Key, int] = {}
-        metrics.QUEUE_DEPTH.set_function(self._waiting.qsize)
+        metrics.QUEUE_DEPTH.set_function(lambda: self.waiting)
 
     def __len__(self) -> int:
         """Keys that wait or are worked on; those added for later are not counted."""
         return len(self._dirty.keys() | self._processing.keys())
+
+    @property
+    def waiting(self) -> int:
+        """Keys that wait for a worker."""
+        return self._waiting.qsize()
 
     @property
     def oldest_s(self) -> float:

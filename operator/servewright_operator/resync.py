@@ -66,7 +66,7 @@ class Resync:
 
     async def forever(self) -> None:
         """The rounds after the first."""
-        await self._round(_SECOND_AFTER_S)
+        await self._round(min(_SECOND_AFTER_S, self._period_s))
         while True:
             await self._round(self._period_s * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311
             for key in self._store.service_keys():

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import threading
 from collections import Counter
 from collections.abc import Coroutine, Sequence
 from typing import Any
@@ -44,17 +45,17 @@ class Operator:
         self.stop = asyncio.Event()
         self.port = 0  # once it serves
         self._settings, self._configuration = settings, configuration
-        self._store = Store()
-        self._queue = on_loop()
-        self._is_ready = False
+        self.store = Store()
+        self.queue = on_loop()
+        self.is_ready = False  # as /readyz says
 
     async def run(self) -> None:
         """Serve health, and lead whenever it is our turn. Raises lease.Lost, resync.NotInstalled,
         and whatever ends kopf."""
         self._heed_signals()
         health = Health(
-            oldest_pass_s=lambda: self._queue.oldest_s,
-            is_ready=lambda: self._is_ready,
+            oldest_pass_s=lambda: self.queue.oldest_s,
+            is_ready=lambda: self.is_ready,
             refresh=self._count,
         )
         settings = self._settings
@@ -72,7 +73,7 @@ class Operator:
                 renew_s=settings.lease_renew_s,
                 clock=asyncio.get_running_loop().time,
             )
-            self._is_ready = True  # stands by
+            self.is_ready = True  # stands by
             await self._until_stopped(lease.acquire())
             if self.stop.is_set():
                 return
@@ -84,8 +85,8 @@ class Operator:
     async def _lead(self, lease: Lease) -> None:
         """Work until something ends: kopf, a worker by our mistake, the LISTs by a missing CRD."""
         settings, clock = self._settings, asyncio.get_running_loop().time
-        store, queue = self._store, self._queue
-        self._is_ready = False
+        store, queue = self.store, self.queue
+        self.is_ready = False
         async with contextlib.AsyncExitStack() as stack:
             client = Client(self._configuration, connections=2 * settings.workers)
             await stack.enter_async_context(client)
@@ -117,7 +118,7 @@ class Operator:
             )
             stack.callback(queue.close)
             await resync.first()
-            self._is_ready = True
+            self.is_ready = True
             watched = [*kinds.WATCHED, *([kinds.POD_MONITOR] * observer.has_pod_monitors)]
             await _race(
                 *(reconciler.work() for _ in range(settings.workers)),
@@ -136,7 +137,7 @@ class Operator:
             again = group.create_task(heed_signals_again())
             try:
                 await handlers.watch(
-                    handlers.registry(client.login, watched, self._store, self._queue),
+                    handlers.registry(client.login, watched, self.store, self.queue),
                     handlers.settings(watched),
                     namespaces=self._settings.namespaces,
                     identity=self._settings.identity,
@@ -149,6 +150,8 @@ class Operator:
         await _race(self.stop.wait(), *coroutines)
 
     def _heed_signals(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # of a test; `stop` is set there
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop.set)
@@ -156,8 +159,8 @@ class Operator:
     def _count(self) -> None:
         """Set the gauges that are counted only when somebody looks."""
         counts: Counter[tuple[str, str]] = Counter()
-        for key in self._store.service_keys():
-            service = self._store.service(key) or {}
+        for key in self.store.service_keys():
+            service = self.store.service(key) or {}
             for kind in Condition:
                 counts[kind, condition(service, kind).get("status", "Unknown")] += 1
         metrics.CONDITIONS.clear()

@@ -66,9 +66,9 @@ class Store:
     def put(self, new: Object) -> Key | None:
         """Learn of an object. Whose it is, if that says anything new; the store then owns `new`."""
         metadata = new["metadata"]
-        uid, version = metadata["uid"], int(metadata["resourceVersion"])
+        uid, version = metadata["uid"], _version(new)
         known = self._objects.get(uid)
-        if known is not None and int(known["metadata"]["resourceVersion"]) >= version:
+        if known is not None and _version(known) >= version:
             return None
         if self._tombstones.get(uid, -1) >= version:
             return None
@@ -83,13 +83,15 @@ class Store:
         return key
 
     def remove(self, gone: Object) -> Key | None:
-        """Learn that an object is gone. Whose it was, if it was known.
+        """Learn that an object is gone, or no longer selected. Whose it was, if it was known and
+        did not come back since.
 
         A child that goes while its owner stays is remembered as lost, unless `forget` told of
         it before: then it was our own doing.
         """
-        uid = gone["metadata"]["uid"]
-        known = self._objects.get(uid)
+        known = self._objects.get(gone["metadata"]["uid"])
+        if known is not None and _version(known) > _version(gone):
+            return None
         key = self.forget(gone)
         if key is not None and known is not None:
             owner = self.service(key)
@@ -100,7 +102,7 @@ class Store:
     def forget(self, gone: Object) -> Key | None:
         """Learn that an object is gone by our own doing. Whose it was, if it was known."""
         metadata = gone["metadata"]
-        self._tombstones[metadata["uid"]] = int(metadata["resourceVersion"])
+        self._tombstones[metadata["uid"]] = _version(gone)
         while len(self._tombstones) > _TOMBSTONES:
             del self._tombstones[next(iter(self._tombstones))]
         return self._forget(metadata["uid"])
@@ -125,7 +127,7 @@ class Store:
             if known["kind"] == kind.name
             and uid not in present
             and namespace in (None, known["metadata"]["namespace"])
-            and int(known["metadata"]["resourceVersion"]) <= version
+            and _version(known) <= version
         ]
         changed.update(self.remove(ghost) for ghost in ghosts)
         return {key for key in changed if key is not None}, len(ghosts)
@@ -161,6 +163,10 @@ def owner_key(of: Object) -> Key | None:
 def is_owned(child: Object, owner: Object) -> bool:
     """Whether `owner` itself, not a namesake before it, controls `child`."""
     return bool(_controller(child).get("uid") == owner["metadata"]["uid"])
+
+
+def _version(of: Object) -> int:
+    return int(of["metadata"]["resourceVersion"])
 
 
 def _controller(of: Object) -> Object:

@@ -1,0 +1,173 @@
+"""What a pass asks of the API server, counted."""
+
+from __future__ import annotations
+
+from support.fake_kubernetes import FakeKubernetes
+from support.operators import make_service, running_operator, settle
+from support.waiting import eventually
+
+
+def test_a_new_modelservice_costs_one_request_a_child_and_one_for_its_status(
+    fake: FakeKubernetes,
+) -> None:
+    fake.put(make_service("other"))
+    with running_operator(fake.url) as operator:
+        settle(operator, "other")
+        eventually(lambda: fake.count("watch").total() >= 7)
+        fake.requests.clear()
+        fake.put(make_service("m"))
+        eventually(lambda: fake.count("create")["create", "Event"])
+        operator.pass_over("m")
+        asked = [(each.verb, each.kind) for each in fake.requests if each.kind != "Lease"]
+    assert asked == [
+        ("apply", "ControllerRevision"),
+        ("apply", "NetworkPolicy"),
+        ("apply", "Service"),
+        ("apply", "Deployment"),
+        ("apply-status", "ModelService"),
+        ("create", "Event"),
+    ]
+
+
+def test_made_secrets_are_read_once_and_created_if_absent(fake: FakeKubernetes) -> None:
+    fake.put(make_service("m", access={"mode": "ApiKey"}))
+    with running_operator(fake.url) as operator:
+        settle(operator, "m")
+        asked = [(each.verb, each.kind, each.name) for each in fake.requests]
+        secrets = [each for each in asked if each[1] == "Secret"]
+        fake.requests.clear()
+        operator.pass_over("m")
+    assert sorted(secrets) == [
+        ("create", "Secret", ""),
+        ("create", "Secret", ""),
+        ("get", "Secret", "m-api-keys"),
+        ("get", "Secret", "m-probe"),
+    ]
+    assert fake.count() - fake.count("update") == {}
+
+
+def test_the_keys_of_secrets_that_exist_are_kept(fake: FakeKubernetes) -> None:
+    fake.put(make_service("m", access={"mode": "ApiKey"}))
+    with running_operator(fake.url) as operator:
+        settle(operator, "m")
+    before = {each["metadata"]["name"]: each["data"] for each in fake.all("Secret")}
+    with running_operator(fake.url) as operator:
+        settle(operator, "m")
+    assert {each["metadata"]["name"]: each["data"] for each in fake.all("Secret")} == before
+    assert len(before) == 2
+
+
+def test_a_second_pass_asks_nothing(fake: FakeKubernetes) -> None:
+    fake.put(make_service("m"))
+    with running_operator(fake.url) as operator:
+        settle(operator, "m")
+        before = len(fake.writes())
+        fake.requests.clear()
+        for _ in range(3):
+            operator.pass_over("m")
+        asked = [each for each in fake.requests if each.kind != "Lease" and each.verb != "watch"]
+    assert before > 0
+    assert asked == []
+
+
+def test_a_restart_with_a_thousand_known_objects_writes_nothing(fake: FakeKubernetes) -> None:
+    names = [f"m{number}" for number in range(200)]
+    for name in names:
+        fake.put(make_service(name))
+    with running_operator(fake.url) as operator:
+        settle(operator, *names)
+    kinds = ("ModelService", "ControllerRevision", "NetworkPolicy", "Service", "Deployment")
+    assert sum(len(fake.all(kind)) for kind in kinds) == 1_000
+    fake.requests.clear()
+    with running_operator(fake.url, identity="operator-2") as operator:
+        settle(operator, *names)
+        eventually(lambda: fake.count("watch").total() >= 7)
+        operator.pass_over(*names)
+    assert fake.writes() == []
+    # One LIST a page for the operator and one for kopf's watch, nothing object by object.
+    assert fake.count("get", "list").total() <= 20
+
+
+def test_an_edited_child_is_put_back_and_told_once(fake: FakeKubernetes) -> None:
+    fake.put(make_service("m"))
+    with running_operator(fake.url) as operator:
+        settle(operator, "m")
+        fake.change("Deployment", "m", lambda live: live["spec"].update(replicas=7))
+        eventually(lambda: (fake.get("Deployment", "m") or {})["spec"]["replicas"] == 1)
+        eventually(lambda: _told(fake, "Repaired"))
+        operator.pass_over("m")
+    assert _told(fake, "Repaired") == ["Deployment m had spec.replicas changed; it is put back."]
+
+
+def test_a_deleted_child_is_made_again(fake: FakeKubernetes) -> None:
+    fake.put(make_service("m"))
+    with running_operator(fake.url) as operator:
+        settle(operator, "m")
+        fake.remove("Service", "m")
+        eventually(lambda: fake.get("Service", "m"))
+        eventually(lambda: _told(fake, "Repaired"))
+    assert _told(fake, "Repaired") == ["Service m was deleted; it is made again."]
+
+
+def test_a_child_that_is_no_longer_wanted_is_deleted(fake: FakeKubernetes) -> None:
+    fake.put(make_service("m", replicas=2))
+    with running_operator(fake.url) as operator:
+        settle(operator, "m")
+        assert fake.get("PodDisruptionBudget", "m")
+        fake.change("ModelService", "m", lambda live: live["spec"].update(replicas=1))
+        eventually(lambda: fake.get("PodDisruptionBudget", "m") is None)
+        operator.pass_over("m")
+    assert _told(fake, "Repaired") == []
+
+
+def test_a_namesake_that_is_not_ours_stays_as_it_is(fake: FakeKubernetes) -> None:
+    theirs = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "m", "namespace": "default"},
+        "spec": {"selector": {"app": "theirs"}},
+    }
+    fake.put(theirs)
+    fake.put(make_service("m"))
+    with running_operator(fake.url):
+        eventually(lambda: _told(fake, "Refused"))
+        eventually(lambda: fake.get("Deployment", "m"))  # the other children are made
+    assert (fake.get("Service", "m") or {})["spec"] == theirs["spec"]
+    assert _told(fake, "Refused") == [
+        "Service m exists and does not belong to this ModelService: delete it, or give the "
+        "ModelService another name."
+    ]
+
+
+def test_a_deleted_modelservice_is_left_to_the_garbage_collector(fake: FakeKubernetes) -> None:
+    fake.put(make_service("m"))
+    fake.put(make_service("other"))
+    with running_operator(fake.url) as operator:
+        settle(operator, "m", "other")
+        fake.requests.clear()
+        fake.remove("ModelService", "m")
+        fake.remove("Deployment", "m")  # as the garbage collector does
+        operator.pass_over("m", "other")
+    assert fake.writes() == []
+
+
+def test_a_foreign_controller_is_not_fought_at_full_speed(fake: FakeKubernetes) -> None:
+    def insist(written: dict[str, object]) -> None:
+        if written["kind"] == "Deployment" and written["spec"]["replicas"] == 1:  # type: ignore[index]
+            fake.change("Deployment", "m", lambda live: live["spec"].update(replicas=7))
+
+    fake.put(make_service("m"))
+    with running_operator(fake.url) as operator:
+        settle(operator, "m")
+        fake.requests.clear()
+        fake.on_write = insist
+        fake.change("Deployment", "m", lambda live: live["spec"].update(replicas=7))
+        eventually(lambda: fake.count("apply")["apply", "Deployment"] >= 2)
+        for _ in range(20):
+            operator.pass_over("m")
+    # At once, after 1 s, after 2 s more: no faster, however often a pass is made.
+    assert fake.count("apply")["apply", "Deployment"] <= 3
+
+
+def _told(fake: FakeKubernetes, reason: str) -> list[str]:
+    return [event["message"] for event in fake.all("Event") if event["reason"] == reason]

@@ -1,0 +1,117 @@
+"""Operators for tests, each with a loop and a thread of its own: kopf thinks the loop its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from kubernetes.aio.client import Configuration
+
+from servewright_operator.names import Key
+from servewright_operator.running import Operator
+from servewright_operator.settings import PodDefaults, Settings
+from support.waiting import eventually
+
+Object = dict[str, Any]
+IMAGE = "registry.example/servewright-runtime:1"
+_STOP_S = 30.0
+
+
+class RunningOperator:
+    """An operator that runs. Everything may be called from the test's thread."""
+
+    def __init__(self, url: str, settings: Settings) -> None:
+        self._url, self._settings = url, settings
+        self._thread = threading.Thread(target=self._run, name=f"operator {settings.identity}")
+        self._started = threading.Event()
+        self._loop: asyncio.AbstractEventLoop
+        self.operator: Operator
+        self.error: BaseException | None = None
+
+    def start(self) -> None:
+        """Begin; it has not listed anything yet."""
+        self._thread.start()
+        assert self._started.wait(_STOP_S)
+
+    def stop(self) -> None:
+        """As by SIGTERM, and wait for the end."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self.operator.stop.set)
+        self._thread.join(_STOP_S)
+        assert not self._thread.is_alive()
+
+    def is_leading(self) -> bool:
+        """Whether it has listed everything and works."""
+        return self.operator.is_ready and len(self.operator.store) > 0
+
+    def pass_over(self, *names: str) -> None:
+        """Have a pass made over each ModelService of `default`, and over whatever else waits."""
+
+        async def work() -> None:
+            queue = self.operator.queue
+            for name in names:
+                queue.add(Key("default", name))
+            while len(queue):  # noqa: ASYNC110 - a queue tells nobody that it is empty
+                await asyncio.sleep(0.01)
+
+        asyncio.run_coroutine_threadsafe(work(), self._loop).result(_STOP_S)
+
+    def _run(self) -> None:
+        async def run() -> None:
+            self._loop = asyncio.get_running_loop()
+            self.operator = Operator(self._settings, Configuration(host=self._url))
+            self._started.set()
+            await self.operator.run()
+
+        try:
+            asyncio.run(run())
+        except BaseException as error:
+            self.error = error
+
+
+@contextmanager
+def running_operator(url: str, **settings: Any) -> Iterator[RunningOperator]:
+    """One that works on the API server at `url`; stopped in the end."""
+    running = RunningOperator(url, make_settings(**settings))
+    running.start()
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def make_settings(**changes: Any) -> Settings:
+    """Settings of a test: short times, any port of loopback."""
+    given: dict[str, Any] = {
+        "pods": PodDefaults(image=IMAGE),
+        "identity": "operator-1",
+        "lease_namespace": "servewright",
+        "host": "127.0.0.1",
+        "port": 0,
+        "lease_duration_s": 60.0,
+        "lease_renew_s": 0.2,
+    }
+    return Settings(**{**given, **changes})
+
+
+def make_service(name: str = "m", **spec: Any) -> Object:
+    """A ModelService as the API server gives it, in the namespace `default`."""
+    return {
+        "apiVersion": "servewright.io/v1alpha1",
+        "kind": "ModelService",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {
+            "model": {"source": "https://models.example/m.gguf", "digest": "sha256:" + "0" * 64},
+            "access": {"mode": "Open"},
+            **spec,
+        },
+    }
+
+
+def settle(running: RunningOperator, *names: str) -> None:
+    """Wait until the operator leads and has made a pass over each ModelService."""
+    eventually(running.is_leading)
+    running.pass_over(*names)
