@@ -9,14 +9,8 @@ import json
 from dataclasses import replace
 from datetime import datetime
 
-from servewright_api import (
-    API_VERSION,
-    KIND,
-    ManifestError,
-    ModelService,
-    parse_manifest,
-    revision,
-)
+from servewright_api import ManifestError, ModelService, parse_manifest, revision
+from servewright_api.manifest import service_from_cluster
 from servewright_operator import desired, names, pods
 from servewright_operator.deployed import Deployed
 from servewright_operator.desired.pod import MANIFEST_VARIABLE, template
@@ -50,7 +44,7 @@ def plan(observed: Observed, pod_defaults: PodDefaults, now: datetime) -> Plan:
         overcome=overcome(observed, now),
     )
     try:
-        service = read_service(observed.service)
+        service = service_from_cluster(observed.service)
     except ManifestError as error:
         story = compute(replace(facts, problems=error.problems))
         return Plan(None, story.status, story.notes, None, {}, story.requeue_after_s)
@@ -67,30 +61,6 @@ def plan(observed: Observed, pod_defaults: PodDefaults, now: datetime) -> Plan:
         probe=_probe(facts, service, rollout),
         ask_state=_ask_state(facts),
         requeue_after_s=min((wait for wait in waits if wait is not None), default=None),
-    )
-
-
-def read_service(live: Object) -> ModelService:
-    """The ModelService of an object of the API server.
-
-    Raises ManifestError, each of whose problems begins with a field path.
-    """
-    metadata = mapping(live, "metadata")
-    annotations = mapping(metadata, "annotations")
-    own = {
-        name: annotations[name] for name in (names.RESTARTED_AT_ANNOTATION,) if name in annotations
-    }
-    return parse_manifest(
-        {
-            "apiVersion": API_VERSION,  # objects in a list do not tell
-            "kind": KIND,
-            "metadata": {
-                "name": metadata.get("name"),
-                "namespace": metadata.get("namespace"),
-                "annotations": own,
-            },
-            "spec": live.get("spec"),
-        }
     )
 
 

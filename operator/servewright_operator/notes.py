@@ -52,6 +52,10 @@ def notes(service: Object, status: Object) -> list[Note]:
     ready = changed(Condition.READY, "status")
     if ready and ready["status"] == "True":
         inform(Reason.READY, ready["message"])
-    elif ready and condition(service, Condition.READY).get("status") == "True":
+    elif (
+        ready
+        and ready["reason"] not in _STEPS
+        and condition(service, Condition.READY).get("status") == "True"
+    ):
         warn(Reason.NOT_READY, f"{ready['reason']}: {ready['message']}")
     return told

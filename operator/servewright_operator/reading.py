@@ -55,12 +55,12 @@ def objects(value: Any, *path: str) -> list[Object]:
 
 
 def moment(value: Any, *path: str) -> datetime | None:
-    """The RFC 3339 time at `path`."""
+    """The RFC 3339 time at `path`, if it is one that can be reckoned with."""
     try:
         found = datetime.fromisoformat(text(value, *path))
     except ValueError:
         return None
-    return None if found.tzinfo is None else found
+    return found if found.tzinfo is not None and 1970 < found.year < 3000 else None
 
 
 def stamp(time: datetime) -> str:

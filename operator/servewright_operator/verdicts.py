@@ -29,7 +29,7 @@ def verdicts(facts: Facts, failure: Failure | None, probed: Probed) -> list[Said
     return [
         _admitted(facts),
         _scheduled(facts),
-        _model_ready(facts),
+        _model_ready(facts, failure),
         available,
         progressing,
         _degraded(failure),
@@ -70,7 +70,7 @@ def _scheduled(facts: Facts) -> Said:
     return said("True", Reason.POD_SCHEDULED, f"Every pod of revision {facts.target} has a node.")
 
 
-def _model_ready(facts: Facts) -> Said:
+def _model_ready(facts: Facts, failure: Failure | None) -> Said:
     def said(status: Truth, reason: str, message: str) -> Said:
         return Said(Condition.MODEL_READY, status, reason, message)
 
@@ -79,7 +79,6 @@ def _model_ready(facts: Facts) -> Said:
     if any(pods.is_ready(pod) for pod in facts.current):
         message = f"Revision {facts.target} is loaded and has answered its probe."
         return said("True", Reason.LOADED, message)
-    failure = facts.worst
     if failure is not None and failure.revision == facts.target:
         return said("False", failure.reason, _sentence(words(failure)))
     if not facts.current:
@@ -110,7 +109,7 @@ def _available(facts: Facts) -> Said:
         message = "The Deployment is Available, but none of its pods is Ready."
         return said("False", Reason.TOO_FEW_REPLICAS, message)
     counts = f"{deployed.available} of {deployed.wanted} replicas serve."
-    if deployed.is_available and deployed.available:
+    if deployed.available and (deployed.is_available or facts.is_growing):
         return said("True", Reason.MINIMUM_REPLICAS, counts)
     return said("False", Reason.TOO_FEW_REPLICAS, counts)
 
