@@ -93,6 +93,7 @@ def test_what_is_applied_is_held_whatever_ran_before(
 EDITS: list[tuple[str, Any, str]] = [
     ("Deployment", {"spec": {"replicas": 7}}, "spec.replicas"),
     ("Deployment", {"spec": {"minReadySeconds": 5}}, "spec.minReadySeconds"),
+    ("Deployment", {"spec": {"paused": True}}, "spec.paused"),
     ("Deployment", {"spec": {"strategy": {"rollingUpdate": {"maxSurge": "50%"}}}}, ""),
     ("Deployment", {"metadata": {"labels": {"servewright.io/modelservice": "x"}}}, ""),
     ("Deployment", {"metadata": {"annotations": None}}, ""),
@@ -106,6 +107,8 @@ EDITS: list[tuple[str, Any, str]] = [
         "spec.template.spec.enableServiceLinks",
     ),
     ("Service", {"spec": {"selector": {"more": "x"}}}, "spec.selector.more"),
+    ("Service", {"spec": {"publishNotReadyAddresses": True}}, "spec.publishNotReadyAddresses"),
+    ("Service", {"spec": {"type": "NodePort"}}, "spec.type"),
     ("Service", {"spec": {"ports": [{"port": 8000, "targetPort": 1}]}}, ""),
     ("NetworkPolicy", {"spec": {"egress": [{}]}}, "spec.egress"),
     ("NetworkPolicy", {"spec": {"ingress": None}}, "spec.ingress"),

@@ -33,6 +33,7 @@ def build(owner: Owner, service: ModelService, template: Object) -> Object:
                     "maxUnavailable": spec.rollout.max_unavailable,
                 },
             },
+            "paused": False,  # said, so that a pause by someone else is undone: it stops rollbacks
             "minReadySeconds": 0,  # a ready replica has answered the probe
             "progressDeadlineSeconds": spec.rollout.progress_deadline_seconds,
             "revisionHistoryLimit": _HISTORY,

@@ -13,6 +13,7 @@ def build(owner: Owner) -> Object:
         **child(kinds.SERVICE, owner),
         "spec": {
             "type": "ClusterIP",
+            "publishNotReadyAddresses": False,  # ready is what answered the probe
             "selector": names.selector(owner.key.name),
             "ports": [
                 {
