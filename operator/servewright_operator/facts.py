@@ -41,9 +41,11 @@ class Facts:
     @property
     def last_good(self) -> str:
         """The revision that was available last, or nothing."""
-        if self.rollout is None:
-            return text(self.stored, "lastGoodRevision")
-        return self.rollout.last_good or ""
+        if self.rollout is not None:
+            return self.rollout.last_good or ""
+        if self.deployed.is_proven:
+            return self.deployed.revision
+        return text(self.stored, "lastGoodRevision")
 
     @property
     def at_rest(self) -> Reason | None:

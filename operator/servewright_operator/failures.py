@@ -306,11 +306,10 @@ def _hanging(
 ) -> Fault:
     running = pods.state(pods.container(pod, names.REPLICA_CONTAINER), "running")
     since = moment(running, "startedAt") or moment(pod, "metadata", "creationTimestamp")
-    phase = text(observed.states.get(pods.uid(pod)), "phase")
     parts = [f"The pod runs since {stamp(since)} and is not ready." if since else "Not ready."]
-    if phase:
-        parts.append(f"Its phase is {phase}.")
     unhealthy = [event for event in words.events if event.startswith("Unhealthy: ")]
     if unhealthy:
-        parts.append(unhealthy[-1].removeprefix("Unhealthy: "))
+        parts.append(f"{unhealthy[-1].removeprefix('Unhealthy: ')}.")
+    if phase := text(observed.states.get(pods.uid(pod)), "phase"):
+        parts.append(f"Its phase is {phase}.")
     return Fault(HANGING, " ".join(parts), time=overdue_since)

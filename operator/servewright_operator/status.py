@@ -84,11 +84,11 @@ def _as_told(facts: Facts) -> Failure | None:
     identity = (failure.pod, failure.revision, failure.reason)
     if identity != tuple(text(before, part) for part in ("pod", "revision", "reason")):
         return failure
-    time, message = failure.time, failure.message
+    time, message, told = failure.time, failure.message, text(before, "message")
     if time == facts.now and failure.exit_code is None:  # Kubernetes does not tell since when
         time = moment(before, "time") or time
-    if message == UNTOLD_PULL:
-        message = text(before, "message") or message
+    if told and (message == UNTOLD_PULL or told.startswith(message)):
+        message = told  # which tells the same and more
     return replace(failure, time=time, message=message)
 
 

@@ -1,0 +1,599 @@
+"""The story that status tells, situation by situation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import yaml
+
+from servewright_operator.decide import plan
+from servewright_operator.objects import Note, PodWords, ProbeRecord
+from servewright_operator.settings import PodDefaults
+from support import pod_objects
+from support.pretend import KEY, PODS, Fate, Pretend
+from support.tree import ROOT
+
+GOLDEN = ROOT / "tests" / "golden" / "status"
+OTHER_MODEL = {"spec.engine.threads": 2}
+
+
+def settled(changes: dict[str, object] | None = None, fate: Fate = "good") -> Pretend:
+    world = Pretend(changes, fate)
+    world.reconcile()
+    world.settle()
+    return world
+
+
+def truths(world: Pretend) -> dict[str, str]:
+    return {one["type"]: one["status"] for one in world.status["conditions"]}
+
+
+# One golden a situation
+
+
+def just_created() -> Pretend:
+    world = Pretend()
+    world.reconcile()
+    return world
+
+
+def being_loaded() -> Pretend:
+    world = just_created()
+    for _ in range(3):
+        world.step()
+    return world
+
+
+def serving_well() -> Pretend:
+    return settled()
+
+
+def with_three_replicas() -> Pretend:
+    return settled({"spec.replicas": 3})
+
+
+def first_revision_crashes() -> Pretend:
+    return settled(fate="crash")
+
+
+def first_revision_has_no_node() -> Pretend:
+    return settled(fate="no node")
+
+
+def image_is_missing() -> Pretend:
+    return settled(fate="no image")
+
+
+def rolling_out() -> Pretend:
+    world = settled()
+    world.edit(OTHER_MODEL)
+    for _ in range(3):
+        world.step()
+    return world
+
+
+def rolled_back() -> Pretend:
+    world = settled()
+    world.fate = "crash"
+    world.edit(OTHER_MODEL)
+    world.reconcile()
+    world.settle()
+    return world
+
+
+def rolled_back_because_it_hung() -> Pretend:
+    world = settled()
+    world.fate = "hang"
+    world.edit(OTHER_MODEL)
+    world.reconcile()
+    world.settle()
+    return world
+
+
+def not_rolled_back_where_it_must_not() -> Pretend:
+    world = settled({"spec.rollout.autoRollback": False})
+    world.fate = "crash"
+    world.edit(OTHER_MODEL)
+    world.reconcile()
+    world.settle()
+    return world
+
+
+def does_not_answer() -> Pretend:
+    return settled(fate="mute")
+
+
+def suspended() -> Pretend:
+    world = settled()
+    world.edit({"spec.suspend": True})
+    world.reconcile()
+    world.settle()
+    return world
+
+
+def scaled_to_zero() -> Pretend:
+    return settled({"spec.replicas": 0})
+
+
+def refused() -> Pretend:
+    world = settled()
+    world.edit({"spec.engine.threads": 0, "spec.limits.maxQueued": -1})
+    world.settle()
+    return world
+
+
+SITUATIONS: list[Callable[[], Pretend]] = [
+    just_created,
+    being_loaded,
+    serving_well,
+    with_three_replicas,
+    first_revision_crashes,
+    first_revision_has_no_node,
+    image_is_missing,
+    rolling_out,
+    rolled_back,
+    rolled_back_because_it_hung,
+    not_rolled_back_where_it_must_not,
+    does_not_answer,
+    suspended,
+    scaled_to_zero,
+    refused,
+]
+
+
+def names_of(situation: Callable[[], Pretend]) -> str:
+    return situation.__name__.replace("_", "-")
+
+
+@pytest.mark.parametrize("situation", SITUATIONS, ids=names_of)
+def test_the_status_is_as_the_file_says(
+    situation: Callable[[], Pretend], golden: Callable[[Path, str], None]
+) -> None:
+    world = situation()
+    events = [f"{note.type} {note.reason}: {note.message}" for note in world.told]
+    told = yaml.safe_dump_all(
+        [world.status, events], sort_keys=False, allow_unicode=True, width=100
+    )
+    golden(GOLDEN / f"{names_of(situation)}.yaml", told)
+
+
+@pytest.mark.parametrize("situation", SITUATIONS, ids=names_of)
+def test_a_second_look_at_the_same_world_changes_nothing(
+    situation: Callable[[], Pretend],
+) -> None:
+    world = situation()
+    again = plan(world.observed(), world.defaults, world.now)
+    assert again.status == world.status
+    assert again.notes == []
+
+
+@pytest.mark.parametrize("situation", SITUATIONS, ids=names_of)
+def test_a_decision_changes_nothing_that_it_was_given(situation: Callable[[], Pretend]) -> None:
+    seen = situation().observed()
+    before = copy.deepcopy(seen)
+    plan(seen, PODS, pod_objects.BORN + timedelta(hours=1))
+    assert seen == before
+
+
+@pytest.mark.parametrize("situation", SITUATIONS, ids=names_of)
+def test_a_restarted_operator_writes_nothing(situation: Callable[[], Pretend]) -> None:
+    """It remembers no call, no state and no word, and its defaults are new."""
+    world = situation()
+    world.restart_operator(PodDefaults("registry.example/servewright-runtime:2"))
+    writes, children = world.status_writes, len(world.child_writes)
+    made = world.reconcile()
+    assert (world.status_writes, len(world.child_writes)) == (writes, children)
+    assert made.notes == []
+
+
+@pytest.mark.parametrize("situation", SITUATIONS, ids=names_of)
+def test_conditions_never_contradict_each_other(situation: Callable[[], Pretend]) -> None:
+    assert_no_contradiction(situation())
+
+
+def assert_no_contradiction(world: Pretend) -> None:
+    found = truths(world)
+    assert list(found) == [
+        "Admitted",
+        "Scheduled",
+        "ModelReady",
+        "Available",
+        "Progressing",
+        "Degraded",
+        "Ready",
+    ]
+    if found["Ready"] == "True":
+        assert found["Admitted"] == found["Available"] == found["ModelReady"] == "True"
+        assert found["Progressing"] == "False"
+        assert world.probe is None or world.probe.revision == world.running
+    if "Unknown" in (found["Admitted"], found["Available"]):
+        assert found["Ready"] != "True"
+    for one in world.status["conditions"]:
+        assert one["observedGeneration"] == world.service["metadata"]["generation"]
+        assert one["message"]
+
+
+# Each complaint about rivals is a test: "status that lies"
+
+
+def test_a_crash_looping_service_is_never_ready() -> None:
+    world = Pretend(fate="crash")
+    for _ in range(40):
+        world.step()
+        assert world.truth("Ready") != "True"
+        assert world.truth("Available") != "True"
+    assert world.reason("Ready") == "ProgressDeadlineExceeded"
+
+
+def test_pods_that_count_as_ready_are_not_enough_for_ready() -> None:
+    world = Pretend(fate="mute")
+    world.reconcile()
+    world.settle()
+    assert world.truth("Available") == "True"
+    assert (world.truth("Ready"), world.reason("Ready")) == ("False", "ProbeFailed")
+    assert world.message("Ready") == "TimedOut: No answer came within 60 s."
+
+
+def test_ready_is_unknown_until_somebody_has_asked() -> None:
+    world = Pretend()
+    while world.reconcile().probe is None:
+        assert world.truth("Ready") == "False"
+        world.now += timedelta(seconds=5)
+        world.kubernetes()
+    assert (world.truth("Ready"), world.reason("Ready")) == ("Unknown", "ProbePending")
+
+
+def test_the_deployments_word_is_not_enough_for_available() -> None:
+    world = settled()
+    world.pods["mine-1"] = pod_objects.node_lost(world.pods["mine-1"])
+    world.reconcile()
+    assert (world.truth("Available"), world.truth("Ready")) == ("False", "False")
+    assert world.reason("Degraded") == "NodeLost"
+
+
+def test_a_status_of_the_deployment_about_its_last_spec_does_not_count() -> None:
+    world = settled()
+    world.edit(OTHER_MODEL)
+    world.reconcile()  # the Deployment has the new template, its status is about the old one
+    world.reconcile()
+    assert world.running != world.status["lastGoodRevision"]
+    assert (world.truth("Progressing"), world.truth("Ready")) == ("True", "False")
+
+
+def test_a_service_that_is_scaled_to_zero_is_not_available() -> None:
+    """Kubernetes says Available of a Deployment that wants no pods."""
+    world = suspended()
+    assert world.deployment["status"]["conditions"][0]["status"] == "True"
+    assert (world.truth("Available"), world.reason("Available")) == ("False", "Suspended")
+
+
+def test_ready_stays_while_replicas_are_added() -> None:
+    world = settled()
+    world.edit({"spec.replicas": 3})
+    for _ in range(10):
+        world.step()
+        assert world.truth("Ready") == "True"
+    assert world.status["readyReplicas"] == 3
+
+
+def test_a_service_that_lost_replicas_is_not_available() -> None:
+    world = settled({"spec.replicas": 3})
+    world.pods["mine-1"] = pod_objects.loading(world.pods["mine-1"])
+    world.born["mine-1"] = world.now
+    world.step()
+    assert (world.truth("Available"), world.message("Available")) == (
+        "False",
+        "2 of 3 replicas serve.",
+    )
+    assert world.reason("Ready") == "TooFewReplicas"
+
+
+def test_ready_is_not_taken_over_from_before_a_suspension() -> None:
+    world = suspended()
+    world.edit({"spec.suspend": False})
+    seen = []
+    for _ in range(12):
+        world.step()
+        seen.append((world.truth("Ready"), world.reason("Ready")))
+    assert ("Unknown", "ProbePending") in seen
+    assert seen[-1] == ("True", "ProbeSucceeded")
+    assert seen.index(("Unknown", "ProbePending")) < seen.index(("True", "ProbeSucceeded"))
+
+
+# Probes: failing, unknown and stale are three things
+
+
+def record(world: Pretend, **changes: object) -> ProbeRecord:
+    assert world.record is not None
+    return replace(world.record, **changes)  # type: ignore[arg-type]
+
+
+def test_one_lost_call_changes_nothing_and_two_fail_ready() -> None:
+    world = settled()
+    good = copy.deepcopy(world.status)
+    failed = record(world, result="Failed", reason="TimedOut", message="No.", failures=1)
+    world.record = failed
+    world.reconcile()
+    assert world.status == good
+    world.record = replace(failed, failures=2)
+    world.reconcile()
+    assert (world.truth("Ready"), world.reason("Ready")) == ("False", "ProbeFailed")
+    assert world.status["lastProbe"]["result"] == "Failed"
+
+
+def test_an_answer_of_another_revision_fails_ready() -> None:
+    world = settled()
+    world.record = record(
+        world, result="Failed", reason="WrongRevision", revision="other", failures=2
+    )
+    world.reconcile()
+    assert world.reason("Ready") == "ProbeFailed"
+    assert world.status["lastProbe"]["revision"] == "other"
+
+
+def test_a_call_that_the_operator_cannot_make_makes_ready_unknown() -> None:
+    world = settled()
+    world.record = record(world, result="Unknown", reason="NotAsked", message="Network is down.")
+    world.reconcile()
+    assert (world.truth("Ready"), world.reason("Ready")) == ("Unknown", "ProbePending")
+    assert world.message("Ready") == "NotAsked: Network is down."
+
+
+def test_an_old_answer_makes_ready_unknown_and_says_so() -> None:
+    world = settled()
+    made = world.reconcile()
+    assert made.requeue_after_s is not None
+    while world.truth("Ready") == "True":  # nobody calls any more
+        assert made.requeue_after_s is not None
+        world.now += timedelta(seconds=made.requeue_after_s)
+        made = world.reconcile()
+    assert (world.truth("Ready"), world.reason("Ready")) == ("Unknown", "ProbeStale")
+    # interval 60, timeout 60
+    assert world.now - world.since("Available") <= timedelta(seconds=5 * 60)
+
+
+def test_the_last_success_is_written_anew_after_five_minutes_only() -> None:
+    world = settled()
+    writes, started = world.status_writes, world.now
+    times = {world.status["lastProbe"]["time"]}
+    while world.now - started < timedelta(minutes=16):
+        world.step(30)
+        times.add(world.status["lastProbe"]["time"])
+    assert world.status_writes - writes == 3
+    assert len(times) == 4
+
+
+def test_the_last_failure_of_a_call_keeps_the_time_when_it_began() -> None:
+    world = settled(fate="mute")
+    writes = world.status_writes
+    for _ in range(40):
+        world.step(30)
+    assert world.status_writes == writes
+
+
+def test_a_new_operator_holds_on_to_ready_until_it_has_asked_or_it_is_too_old() -> None:
+    world = settled()
+    world.restart_operator()
+    world.now += timedelta(minutes=4)
+    world.reconcile()
+    assert world.truth("Ready") == "True"
+    world.now += timedelta(minutes=10)
+    world.reconcile()
+    assert (world.truth("Ready"), world.reason("Ready")) == ("Unknown", "ProbeStale")
+
+
+def test_ready_comes_back_with_an_answer() -> None:
+    world = settled()
+    good = world.record
+    world.record = record(world, result="Failed", failures=3)
+    world.reconcile()
+    since = world.since("Ready")
+    world.now += timedelta(seconds=30)
+    assert good is not None
+    world.record = replace(good, time=world.now, succeeded_at=world.now)
+    world.reconcile()
+    assert world.truth("Ready") == "True"
+    assert world.since("Ready") > since
+
+
+# Times
+
+
+def test_a_transition_time_changes_with_its_condition_alone() -> None:
+    world = settled()
+    before = {one["type"]: one["lastTransitionTime"] for one in world.status["conditions"]}
+    world.edit({"spec.replicas": 2})
+    for _ in range(10):
+        world.step()
+    after = {one["type"]: one["lastTransitionTime"] for one in world.status["conditions"]}
+    assert before.pop("Scheduled") < after.pop("Scheduled")  # the new pod waited for a node
+    assert after == before
+    assert world.message("Available") == "2 of 2 replicas serve."
+
+
+def test_what_has_no_time_of_its_own_keeps_the_time_when_it_was_first_seen() -> None:
+    world = Pretend(fate="no image")
+    world.reconcile()
+    for _ in range(4):
+        world.step()
+    first = world.status["lastFailure"]
+    for _ in range(4):
+        world.step()
+    assert world.status["lastFailure"] == first
+    assert first["reason"] == "ErrImagePull"
+
+
+def test_a_message_that_lost_the_cause_does_not_replace_one_that_told_it() -> None:
+    """As older kubelets say it: the cause once, then only that they back off."""
+    world = Pretend(fate="no image")
+    world.reconcile()
+    for _ in range(4):
+        world.step()
+    told = copy.deepcopy(world.status)
+    pod = world.pods["mine-1"]
+    waiting = pod["status"]["initContainerStatuses"][0]["state"]["waiting"]
+    waiting.update(
+        reason="ImagePullBackOff", message=f'Back-off pulling image "{pod_objects.IMAGE}"'
+    )
+    world.reconcile()
+    assert world.status == told
+
+
+# Failures
+
+
+def test_a_log_that_is_gone_does_not_take_the_log_that_was_told() -> None:
+    world = Pretend(fate="crash")
+    for _ in range(5):
+        world.step()
+    words = {"uid-mine-1": PodWords(log_tail="loading\nboom")}
+    made = plan(replace(world.observed(), words=words), PODS, world.now)
+    assert made.status["lastFailure"]["logTail"] == "loading\nboom"
+    world.service["status"] = made.status
+    again = plan(world.observed(), PODS, world.now)
+    assert again.status == made.status
+
+
+def test_a_restart_that_was_overcome_is_told_once() -> None:
+    world = settled()
+    base = world.pods["mine-1"]
+    world.pods["mine-1"] = pod_objects.crashed(base, 137, "OOMKilled", "", is_back=True)
+    made = world.reconcile()
+    assert [(note.type, note.reason) for note in made.notes] == [("Warning", "Restarted")]
+    assert "OOMKilled (exit code 137)" in made.notes[0].message
+    assert world.status["lastFailure"]["reason"] == "OOMKilled"
+    assert world.truth("Degraded") == "False"
+    assert world.reconcile().notes == []
+
+
+def test_of_several_failing_pods_the_one_that_was_told_stays() -> None:
+    world = Pretend({"spec.replicas": 3}, "crash")
+    world.reconcile()
+    for _ in range(6):
+        world.step()
+    told = copy.deepcopy(world.status["lastFailure"])
+    for name, seconds in (("mine-2", 41), ("mine-3", 42), ("mine-2", 81)):
+        last = world.pods[name]["status"]["containerStatuses"][0]["lastState"]["terminated"]
+        last["finishedAt"] = pod_objects.after(seconds)
+        world.reconcile()
+    assert world.status["lastFailure"]["pod"] == told["pod"]
+
+
+# Refused specs, and those that go
+
+
+def test_a_refused_spec_leaves_what_serves_alone() -> None:
+    world = settled()
+    children = copy.deepcopy(world.children)
+    world.edit({"spec.engine.threads": 0})
+    made = world.reconcile()
+    assert made.children is None
+    assert world.children == children
+    assert truths(world) | {"Ready": "False", "Admitted": "False"} == truths(world)
+    assert world.truth("Available") == "True"
+    assert "spec.engine.threads: must be at least 1, but 0 came." in world.message("Admitted")
+    assert [(note.type, note.reason) for note in made.notes] == [
+        ("Warning", "InvalidSpec"),
+        ("Warning", "NotReady"),
+    ]
+    world.edit({"spec.engine.threads": None})
+    world.settle()
+    assert world.truth("Ready") == "True"
+    assert world.children == children
+
+
+def test_a_spec_that_was_refused_from_the_start_has_no_children() -> None:
+    world = Pretend({"spec.engine.threads": 0})
+    made = world.reconcile()
+    assert made.children is None
+    assert world.reason("Ready") == "InvalidSpec"
+    assert_no_contradiction(world)
+
+
+def test_a_service_that_is_being_deleted_is_left_alone() -> None:
+    world = settled()
+    world.service["metadata"]["deletionTimestamp"] = pod_objects.after(900)
+    made = world.reconcile()
+    assert (made.children, made.status, made.notes, made.probe) == (None, world.status, (), None)
+
+
+# What is asked
+
+
+def test_the_probe_carries_the_operators_key_where_keys_are_wanted() -> None:
+    world = settled({"spec.access.mode": "ApiKey", "spec.probe.expect": "Paris"})
+    assert world.probe is not None
+    assert (world.probe.key, world.probe.expect) == ("probe-key", "Paris")
+    assert world.probe.url == "http://10.96.0.7:8000"
+    assert "probe-key" not in repr(world.probe)
+    assert world.requeue_after_s is not None
+    assert world.requeue_after_s <= 60  # to look after the Secrets
+
+
+def test_after_a_rollback_the_good_revision_is_asked_in_its_own_way() -> None:
+    world = settled({"spec.probe.prompt": "One and", "spec.model.name": "first"})
+    world.fate = "crash"
+    world.edit({"spec.probe.prompt": "Other", "spec.model.name": "second"})
+    world.edit({"spec.access.mode": "ApiKey"})
+    world.reconcile()
+    world.settle()
+    assert world.reason("Ready") == "RolledBack"
+    assert world.probe is not None
+    assert (world.probe.prompt, world.probe.model, world.probe.key) == ("One and", "first", None)
+    assert world.probe.revision == world.status["lastGoodRevision"]
+
+
+def test_nobody_is_asked_while_a_revision_rolls_out() -> None:
+    world = settled()
+    world.edit(OTHER_MODEL)
+    assert world.reconcile().probe is None
+
+
+def test_the_first_ready_pod_is_asked_for_its_state() -> None:
+    world = with_three_replicas()
+    made = world.reconcile()
+    assert made.ask_state == {"uid-mine-1": "http://10.1.2.3:9000/state"}
+
+
+def test_a_pod_that_hangs_is_asked_for_its_state() -> None:
+    world = settled(fate="hang")
+    assert world.reconcile().ask_state == {"uid-mine-1": "http://10.1.2.3:9000/state"}
+
+
+def test_nobody_is_asked_without_an_address() -> None:
+    world = settled()
+    world.children[("Service", "mine")]["spec"].pop("clusterIP")
+    assert world.reconcile().probe is None
+
+
+def test_events_are_told_on_transitions_alone() -> None:
+    world = settled()
+    told = [(note.type, str(note.reason)) for note in world.told]
+    assert told == [("Normal", "RollingOut"), ("Normal", "Complete"), ("Normal", "Ready")]
+    for _ in range(10):
+        world.step()
+    assert len(world.told) == 3
+
+
+def test_a_stored_status_of_nonsense_is_replaced() -> None:
+    world = settled()
+    good = copy.deepcopy(world.status)
+    for nonsense in ({}, {"conditions": "x", "lastProbe": 1, "model": [], "lastFailure": None}):
+        seen = world.observed()
+        seen.service["status"] = nonsense
+        made = plan(seen, PODS, world.now)
+        kinds = [one["type"] for one in made.status["conditions"]]
+        assert kinds == [one["type"] for one in good["conditions"]]
+        assert made.status["lastGoodRevision"] == good["lastGoodRevision"]
+
+
+def test_notes_are_events_of_the_two_types_that_kubernetes_has() -> None:
+    world = rolled_back()
+    assert {note.type for note in world.told} == {"Normal", "Warning"}
+    assert all(isinstance(note, Note) and note.message for note in world.told)
+    assert KEY.name == "mine"
