@@ -20,6 +20,8 @@ from servewright_operator.objects import Object
 log = logging.getLogger(__name__)
 
 _NEVER = float("-inf")
+# Longer than that the next replica would not gain by it.
+_RELEASE_S = 5.0
 
 
 class Lost(Exception):
@@ -84,7 +86,7 @@ class Lease:
         if not held or self._live is None:
             return
         try:
-            async with asyncio.timeout(self._renew_s):
+            async with asyncio.timeout(_RELEASE_S):
                 await self._client.replace({**self._live, "spec": self._spec("", 1)})
         except (ApiError, TimeoutError) as error:
             log.warning("could not release the lease", extra={"error": str(error)})

@@ -21,7 +21,7 @@ from servewright_operator.store import Store
 log = logging.getLogger(__name__)
 
 _SECOND_AFTER_S = 15.0
-_RETRY_S = 5.0
+_RETRY_S = 2.0
 _JITTER = 0.2  # of the period, either way, so that operators do not LIST together
 # All keys get a pass within this part of the period, one after the other.
 _SPREAD = 0.5
