@@ -22,6 +22,7 @@ from support.apiserver import ApiServer
 from support.helm import CHART, CRDS, documents, of_kind, template
 from support.pod_monitors import POD_MONITORS
 from support.tree import ROOT
+from support.waiting import eventually
 
 RELEASE = ("servewright", "--namespace=servewright")
 CRD = "customresourcedefinition/modelservices.servewright.io"
@@ -89,11 +90,10 @@ def is_there(server: ApiServer, what: str) -> bool:
     return server.run_kubectl("get", what, "--namespace=servewright").returncode == 0
 
 
-def may(server: ApiServer, verb: str, resource: str, namespace: str) -> bool:
-    """Whether the operator's ServiceAccount may."""
-    asked = server.run_kubectl(
-        "auth", "can-i", verb, resource, f"--namespace={namespace}", SERVICE_ACCOUNT
-    )
+def may(server: ApiServer, verb: str, resource: str, namespace: str, part: str = "") -> bool:
+    """Whether the operator's ServiceAccount may. resource: may be TYPE/NAME; part: subresource."""
+    where = (f"--namespace={namespace}", f"--subresource={part}", SERVICE_ACCOUNT)
+    asked = server.run_kubectl("auth", "can-i", verb, resource, *where)
     return asked.stdout.strip() == "yes"
 
 
@@ -182,7 +182,8 @@ def test_in_named_namespaces_the_operator_may_nothing_elsewhere(bare: ApiServer)
     assert may(bare, "get", "secrets", "team-a")
     assert not may(bare, "list", "secrets", "team-a")
     assert not may(bare, "watch", "secrets", "team-a")
-    assert not may(bare, "get", "pods/exec", "team-a")
+    assert may(bare, "get", "pods", "team-a", part="log")
+    assert not may(bare, "create", "pods", "team-a", part="exec")
     for verb in ("get", "list", "create", "patch", "delete"):
         for resource in ("deployments.apps", "secrets", "modelservices.servewright.io", "pods"):
             assert not may(bare, verb, resource, "default"), (verb, resource)
@@ -232,3 +233,29 @@ def test_a_second_operator_is_refused(installed: ApiServer, words: list[str], ki
     second = helm.run(*install_it, kubeconfig=installed.kubeconfig)
     assert second.returncode != 0
     assert f'{kind} "servewright-operator' in second.stderr
+
+
+def test_who_may_edit_a_namespace_may_edit_its_modelservices(
+    control_plane: ApiServer, controlled_namespace: str
+) -> None:
+    for_users = [
+        role
+        for role in of_kind(documents(template()), "ClusterRole")
+        if role["metadata"]["name"] in ("servewright-view", "servewright-edit")
+    ]
+    control_plane.kubectl("apply", "--filename=-", stdin=yaml.safe_dump_all(for_users))
+    for role in ("view", "edit"):
+        words = (f"--clusterrole={role}", f"--user={role}", f"--namespace={controlled_namespace}")
+        control_plane.kubectl("create", "rolebinding", role, *words)
+
+    def may_user(user: str, verb: str, part: str = "") -> bool:
+        where = (f"--namespace={controlled_namespace}", f"--as={user}", f"--subresource={part}")
+        asked = control_plane.run_kubectl("auth", "can-i", verb, "modelservices", *where)
+        return asked.stdout.strip() == "yes"
+
+    # Another controller adds up the rules.
+    eventually(lambda: may_user("edit", "create"), interval_s=0.5)
+    eventually(lambda: may_user("view", "watch"), interval_s=0.5)
+    assert may_user("edit", "patch", "scale")
+    assert not may_user("edit", "patch", "status")
+    assert not may_user("view", "create")
