@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from servewright_api.modelservice import ModelService
 from servewright_api.revision import revision_fields
 from servewright_operator import names
-from servewright_operator.desired import secrets
+from servewright_operator.desired import volumes
 from servewright_operator.objects import Object
 from servewright_operator.settings import PodDefaults
 
@@ -28,12 +28,6 @@ _MARGIN_S = 5
 # The kubelet ends a start that takes longer; the Deployment's own deadline reports long before. The
 # template outlives edits of progressDeadlineSeconds, so a raised one must find room here.
 _STARTUP_S = 3600
-_PVC = "pvc://"
-# Where the volumes are; nothing else can be written to.
-_TMP, _SHM, _MODEL = "/tmp", "/dev/shm", "/model"  # noqa: S108 - a pod's own
-_KEYS, _CREDENTIALS = "/keys", "/credentials"
-_READ_BY_ALL = 0o444  # whatever user id the pod gets
-
 _SECURITY: Object = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
@@ -47,6 +41,7 @@ _SPREAD_KEYS = ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
 def template(service: ModelService, revision: str, pods: PodDefaults) -> Object:
     """The pod template of `revision`, which `service` asks for."""
     name, given = service.metadata.name, service.spec.pod
+    pull_secrets = [*(ref.name for ref in given.image_pull_secrets), *pods.image_pull_secrets]
     spec = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -59,19 +54,14 @@ def template(service: ModelService, revision: str, pods: PodDefaults) -> Object:
         ),
         "topologySpreadConstraints": _spread(service),
         "containers": [_replica(service, revision, pods)],
-        "volumes": _volumes(service),
-        "imagePullSecrets": [
-            {"name": secret}
-            for secret in dict.fromkeys(
-                (*(given_.name for given_ in given.image_pull_secrets), *pods.image_pull_secrets)
-            )
-        ],
+        "volumes": volumes.build(service),
+        "imagePullSecrets": [{"name": secret} for secret in dict.fromkeys(pull_secrets)],
         "nodeSelector": dict(given.node_selector),
         "tolerations": list(map(_plain, given.tolerations)),
         "priorityClassName": given.priority_class_name,
         "runtimeClassName": given.runtime_class_name,
     }
-    if _fetches(service):
+    if volumes.fetches(service):
         spec["initContainers"] = [_fetch(service, revision, pods)]
     return {
         "metadata": {
@@ -80,12 +70,6 @@ def template(service: ModelService, revision: str, pods: PodDefaults) -> Object:
         },
         "spec": {field: value for field, value in spec.items() if value not in (None, [], {})},
     }
-
-
-def _fetches(service: ModelService) -> bool:
-    """Whether there is something to bring or to verify before the replica starts."""
-    model = service.spec.model
-    return not model.source.startswith(_PVC) or model.digest is not None
 
 
 def _replica(service: ModelService, revision: str, pods: PodDefaults) -> Object:
@@ -101,41 +85,23 @@ def _replica(service: ModelService, revision: str, pods: PodDefaults) -> Object:
         "startupProbe": _probe("/readyz", period_s=1, timeout_s=3, failures=startup_s),
         "readinessProbe": _probe("/readyz", period_s=2, timeout_s=3, failures=3),
         "livenessProbe": _probe("/livez", period_s=10, timeout_s=5, failures=3),
-        "volumeMounts": [
-            {"name": "tmp", "mountPath": _TMP},
-            {"name": "shm", "mountPath": _SHM},
-            {"name": "model", "mountPath": _MODEL, "readOnly": True},
-            *(
-                [{"name": secrets.KEYS_VOLUME, "mountPath": _KEYS, "readOnly": True}]
-                if service.spec.access.mode == "ApiKey"
-                else []
-            ),
-        ],
+        "volumeMounts": volumes.of_replica(service),
     }
 
 
 def _fetch(service: ModelService, revision: str, pods: PodDefaults) -> Object:
-    model = service.spec.model
     return {
         "name": names.FETCH_CONTAINER,
         **_container(service, revision, pods),
         "command": ["python", "-m", "servewright_runtime.pod", "fetch"],
-        "volumeMounts": [
-            {"name": "tmp", "mountPath": _TMP},
-            {"name": "model", "mountPath": _MODEL, "readOnly": model.source.startswith(_PVC)},
-            *(
-                [{"name": "credentials", "mountPath": _CREDENTIALS, "readOnly": True}]
-                if model.credentials_secret
-                else []
-            ),
-        ],
+        "volumeMounts": volumes.of_fetch(service),
     }
 
 
 def _container(service: ModelService, revision: str, pods: PodDefaults) -> Object:
     """What both containers have. The same resources for both cost nothing: they run in turn."""
     ours = {
-        "HOME": _TMP,
+        "HOME": volumes.TMP,
         MANIFEST_VARIABLE: _manifest(service),
         REVISION_VARIABLE: revision,
     }
@@ -193,39 +159,6 @@ def _spread(service: ModelService) -> list[Object]:
         "matchLabelKeys": ["pod-template-hash"],  # each revision by itself
     }
     return [{**constraint, **counted} for constraint in given]
-
-
-def _volumes(service: ModelService) -> list[Object]:
-    spec, name = service.spec, service.metadata.name
-    volumes: list[Object] = [
-        {"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}},
-        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "128Mi"}},
-    ]
-    if spec.model.source.startswith(_PVC):
-        claim = spec.model.source.removeprefix(_PVC).partition("/")[0]
-        volumes.append(
-            {"name": "model", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
-        )
-    else:
-        volumes.append({"name": "model", "emptyDir": {}})
-    if spec.access.mode == "ApiKey":
-        users = (
-            {"secret": {"name": spec.access.secret_ref.name}}
-            if spec.access.secret_ref
-            else secrets.mount(names.api_keys_secret(name), names.API_KEY)
-        )
-        # The operator's key comes last: under its name it wins.
-        sources = [users, secrets.mount(names.probe_secret(name), names.PROBE_KEY)]
-        volumes.append(
-            {
-                "name": secrets.KEYS_VOLUME,
-                "projected": {"defaultMode": _READ_BY_ALL, "sources": sources},
-            }
-        )
-    if _fetches(service) and spec.model.credentials_secret:
-        secret = {"secretName": spec.model.credentials_secret.name, "defaultMode": _READ_BY_ALL}
-        volumes.append({"name": "credentials", "secret": secret})
-    return volumes
 
 
 def _plain(value: BaseModel) -> dict[str, Any]:
