@@ -224,10 +224,12 @@ class Streaming:
     Leaving the context is leaving the server.
     """
 
-    def __init__(self, run: Run, **fields: Any) -> None:
+    def __init__(self, run: Run, *, key: str | None = None, **fields: Any) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", run.port, timeout=60)
         body = completion(stream=True, **fields)
         headers = {"content-type": "application/json"}
+        if key is not None:
+            headers["authorization"] = f"Bearer {key}"
         self._connection.request("POST", "/v1/completions", json.dumps(body), headers)
         self._answer = self._connection.getresponse()
         assert self._answer.status == 200

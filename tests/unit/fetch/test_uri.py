@@ -11,6 +11,7 @@ from servewright_runtime.errors import ConfigError
 from servewright_runtime.fetch.uri import (
     FileSource,
     HttpSource,
+    PvcSource,
     PypiSource,
     parse,
     redacted,
@@ -22,17 +23,26 @@ SEGMENT = st.text(min_size=1, max_size=8).filter(
 
 
 @given(st.lists(SEGMENT, min_size=1, max_size=4))
-def test_any_path_survives_as_file_and_as_member(segments: list[str]) -> None:
+def test_any_path_survives_as_file_member_and_part_of_a_claim(segments: list[str]) -> None:
     path = "/".join(segments)
     uri = "file:///" + quote(path)
     assert parse(uri) == FileSource(uri, Path("/" + path))
     uri = "pypi://a-model==1.2.post3/" + quote(path)
     assert parse(uri) == PypiSource(uri, "a-model", "1.2.post3", path)
+    uri = "pvc://my-claim.1/" + quote(path)
+    assert parse(uri) == PvcSource(uri, "my-claim.1", path)
 
 
 @given(st.text(max_size=60))
 def test_any_text_is_a_source_or_a_sentence(text: str) -> None:
-    for uri in (text, f"file://{text}", f"pypi://{text}", f"https://{text}", f"pypi://a==1/{text}"):
+    for uri in (
+        text,
+        f"file://{text}",
+        f"pypi://{text}",
+        f"https://{text}",
+        f"pypi://a==1/{text}",
+        f"pvc://a/{text}",
+    ):
         try:
             source = parse(uri)
         except ConfigError as error:
@@ -44,6 +54,8 @@ def test_any_text_is_a_source_or_a_sentence(text: str) -> None:
                 assert not source.distribution.startswith("-")
                 assert not source.version.startswith("-")
                 assert ".." not in source.member.split("/")
+            if isinstance(source, PvcSource):
+                assert not {"", ".", ".."} & set(source.path.split("/"))
             if isinstance(source, FileSource):
                 assert source.path.is_absolute()
         assert message.endswith(".")
@@ -87,6 +99,14 @@ def test_redacting_never_fails_and_never_shows_a_query(text: str) -> None:
         ("pypi://model==1/a%2F..%2Fx", "no file inside"),
         ("pypi://model==1/a%5Cx", "no file inside"),
         ("pypi://model==1/x#y", "query or fragment"),
+        ("pvc://claim", "no file of a PersistentVolumeClaim"),
+        ("pvc:///path", "no file of a PersistentVolumeClaim"),
+        ("pvc://Claim/x", "no file of a PersistentVolumeClaim"),
+        ("pvc://claim:1/x", "no file of a PersistentVolumeClaim"),
+        ("pvc://claim/../x", "pvc://CLAIM/PATH"),
+        ("pvc://claim/a%2F..%2F..%2Fetc/passwd", "pvc://CLAIM/PATH"),
+        ("pvc://claim//x", "pvc://CLAIM/PATH"),
+        ("pvc://claim/x?ro", "query or fragment"),
         ("https:///path", "no host"),
         ("https://", "no host"),
         ("https://host:port/x", "no valid URI"),
@@ -106,6 +126,10 @@ def test_secrets_are_kept_out_of_what_is_shown() -> None:
     with pytest.raises(ConfigError) as caught:
         parse("pypi://ann:s3cret@model==1/x")
     assert "s3cret" not in caught.value.message
+
+
+def test_token_is_not_in_what_python_shows_of_a_source() -> None:
+    assert "s3cret" not in repr(HttpSource("https://host/x", token="s3cret"))  # noqa: S106
 
 
 def test_scheme_may_be_written_in_capitals() -> None:

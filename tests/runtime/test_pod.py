@@ -1,0 +1,85 @@
+"""The replica's container: PID 1 of a pod, here a process with its mounts in a folder."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import pods, runs
+from support.runs import Run, Streaming
+from support.tiny import make_tiny_gguf
+from support.waiting import eventually
+
+KEY = "sw-0123456789abcdef"
+LINGER_S = 5.0
+
+
+@pytest.fixture(scope="module")
+def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """A ready pod with its model in a claim and a key in a Secret. The last test ends it."""
+    folder = tmp_path_factory.mktemp("pod")
+    (folder / "model").mkdir()
+    make_tiny_gguf(folder / "model" / "tiny.gguf", context_length=8192)
+    (folder / "keys").mkdir()
+    (folder / "keys" / "default").write_text(KEY)
+    changes: dict[str, Any] = {
+        "metadata.name": "tiny",
+        "spec.model.source": "pvc://models/tiny.gguf",
+        "spec.engine.kernel": "Reference",  # the slowest: streams are long enough to be watched
+        "spec.engine.threads": 1,
+        "spec.rollout.drainSeconds": 60,
+    }
+    run = pods.serve(folder, changes)
+    try:
+        run.wait_until_ready()
+        yield run
+    finally:
+        if run.process.poll() is None:
+            run.process.terminate()
+        run.process.wait(timeout=90)
+
+
+def test_answers_carry_the_operators_revision_and_keys_are_those_mounted(pod: Run) -> None:
+    assert pod.complete().status == 401
+    answer = pod.complete(key=KEY)
+    assert answer.status == 200
+    assert answer.headers["x-servewright-revision"] == pods.REVISION
+    (pod.folder / "keys" / "second").write_text("sw-second")
+    eventually(lambda: pod.complete(key="sw-second").status == 200)
+
+
+def test_state_tells_no_fetch_for_that_was_another_containers(pod: Run) -> None:
+    state = pod.state()
+    assert set(state["coldStart"]) == {"start", "load", "warm"}
+    [model] = state["models"]
+    assert (model["revision"], model["model"]["digest"]) == (pods.REVISION, None)
+
+
+def test_nothing_is_written_to_home_or_to_the_mounts(pod: Run) -> None:
+    assert list((pod.folder / "home").iterdir()) == []
+    assert [path.name for path in (pod.folder / "model").iterdir()] == ["tiny.gguf"]
+
+
+def test_stopping_pod_serves_new_connections_while_it_lingers(pod: Run) -> None:
+    """The last: it ends the pod."""
+    members = pod.members()
+    with Streaming(pod, key=KEY, max_tokens=200) as stream:
+        pod.process.send_signal(signal.SIGTERM)
+        eventually(lambda: pod.readyz() == 503)
+        assert pod.state()["phase"] == "Draining"
+        answer = runs.ask(pod.port, "/v1/completions", body=runs.completion(), key=KEY)
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        assert stream.rest()[-1] == b"data: [DONE]"
+    assert pod.process.wait(timeout=60 + LINGER_S) == 0
+    assert pod.termination["reason"] == "Drained"
+    runs.assert_nothing_left(pod, members)
+
+
+def test_claim_without_the_file_ends_the_container_with_2(tmp_path: Path) -> None:
+    run = pods.serve(tmp_path, {"spec.model.source": "pvc://models/none.gguf"})
+    assert run.process.wait(timeout=60) == 2
+    assert "there is no file none.gguf in the claim models" in run.termination["message"]
