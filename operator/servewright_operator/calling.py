@@ -10,6 +10,7 @@ import asyncio
 import errno
 import json
 import logging
+import os
 from typing import Any, Literal, NamedTuple
 
 import aiohttp
@@ -124,7 +125,7 @@ async def _post(calls: aiohttp.ClientSession, probe: Probe, body: Object) -> tup
 def _not_answered(error: Exception, url: str) -> Answer:
     cause = getattr(error, "os_error", error)
     number = getattr(cause, "errno", None)
-    why = getattr(cause, "strerror", None) or type(error).__name__
+    why = type(error).__name__ if number is None else os.strerror(number)
     if number in _OWN_ERRORS:
         return Answer("Unknown", "NotAsked", f"The operator could not call {url}: {why}.")
     return Answer("Failed", "NotReached", f"{url} could not be reached: {_short(why)}.")

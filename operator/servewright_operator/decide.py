@@ -15,7 +15,7 @@ from servewright_operator import desired, names, pods
 from servewright_operator.deployed import Deployed
 from servewright_operator.desired.pod import MANIFEST_VARIABLE, template
 from servewright_operator.facts import Facts
-from servewright_operator.failures import HANGING, failing, overcome, worst
+from servewright_operator.failures import failing, overcome, worst
 from servewright_operator.objects import (
     Object,
     Observed,
@@ -115,12 +115,14 @@ def _served(stored: Object, service: ModelService) -> ModelService:
 
 
 def _ask_state(facts: Facts) -> dict[str, str]:
-    """The first ready pod of the target, for model and cold start; and those that hang."""
-    hanging = {failure.pod for failure in facts.failing if failure.reason == HANGING}
-    first = pods.first_ready(facts.current)
-    wanted = {}
-    for pod in facts.current:
-        url = pods.admin_url(pod)
-        if url is not None and (pod is first or pods.name(pod) in hanging):
-            wanted[pods.uid(pod)] = f"{url}/state"
-    return wanted
+    """The target's first ready pod, for model and cold start; before that the one that has tried
+    longest, for the phase in which it hangs if it does.
+    """
+    tries = (pod for pod in facts.current if pods.state(_replica(pod), "running"))
+    pod = pods.first_ready(facts.current) or min(tries, key=pods.age_key, default=None)
+    url = None if pod is None else pods.admin_url(pod)
+    return {} if pod is None or url is None else {pods.uid(pod): f"{url}/state"}
+
+
+def _replica(pod: Object) -> Object:
+    return pods.container(pod, names.REPLICA_CONTAINER)

@@ -49,13 +49,14 @@ def notes(service: Object, status: Object) -> list[Note]:
         code = f" (exit code {failure['exitCode']})" if "exitCode" in failure else ""
         who = f"Pod {failure.get('pod')}: {failure['reason']}{code}"
         warn(Reason.RESTARTED, f"{who}: {failure.get('message', '')}")
-    ready = changed(Condition.READY, "status")
-    if ready and ready["status"] == "True":
+    ready = changed(Condition.READY, "status", "reason")
+    was_ready = condition(service, Condition.READY).get("status") == "True"
+    if ready and ready["status"] == "True" and not was_ready:
         inform(Reason.READY, ready["message"])
     elif (
         ready
         and ready["reason"] not in _STEPS
-        and condition(service, Condition.READY).get("status") == "True"
+        and (was_ready or ready["reason"] == Reason.PROBE_FAILED)
     ):
         warn(Reason.NOT_READY, f"{ready['reason']}: {ready['message']}")
     return told

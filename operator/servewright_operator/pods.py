@@ -55,6 +55,11 @@ def first_ready(found: Sequence[Object]) -> Object | None:
     return min(ready, key=lambda one: one[:3])[3] if ready else None
 
 
+def age_key(pod: Object) -> tuple[str, str]:
+    """Sorts pods by age, the oldest first."""
+    return text(pod, "metadata", "creationTimestamp"), name(pod)
+
+
 def is_scheduled(pod: Object) -> bool:
     """Whether it has a node."""
     return bool(text(pod, "spec", "nodeName"))

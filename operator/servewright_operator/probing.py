@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 RETRY_S = 2.0  # after a failure; twice as long after each further one, up to the interval
 # Calls under way at once. One that hangs holds a place for its whole timeout.
 _PLACES = 256
-_STATE_RETRY_MAX_S = 300.0
+# The longest pause between two questions about a pod's state: if it tells one, and if not.
+_STATE_MAX_S, _NO_STATE_MAX_S = 60.0, 300.0
 _READY = "Ready"  # the runtime's last phase
 
 
@@ -171,7 +172,7 @@ class Prober:
                 if state.get("phase") == _READY:
                     return
             await self._pause(pause_s)
-            pause_s = min(2 * pause_s, _STATE_RETRY_MAX_S)
+            pause_s = min(2 * pause_s, _STATE_MAX_S if state else _NO_STATE_MAX_S)
 
     async def _pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds * (0.9 + 0.2 * self._jitter()))
