@@ -84,13 +84,14 @@ def _within(amount: str) -> Rule:
         request, limit = getattr(resources.requests, amount), getattr(resources.limits, amount)
         return limit is None or parse_quantity(request) <= parse_quantity(limit)
 
+    request, limit = f"string(self.requests.{amount})", f"string(self.limits.{amount})"
     return Rule(
         "spec.resources",
         f"requests.{amount}",
         f"is more than limits.{amount}, its default included; raise the limit or lower the request",
         holds,
-        f"!has(self.limits.{amount}) || quantity(string(self.requests.{amount})).compareTo("
-        f"quantity(string(self.limits.{amount}))) <= 0",
+        f"!has(self.limits.{amount}) || !isQuantity({request}) || !isQuantity({limit}) || "
+        f"quantity({request}).compareTo(quantity({limit})) <= 0",
     )
 
 

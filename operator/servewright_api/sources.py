@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from servewright_api.later import LATER_SCHEMES
 
-SCHEMES = ("file", "pypi", "https", "http", "pvc")
+SCHEMES = ("https", "http", "pypi", "pvc", "file")
 
 # Names and versions as the packaging standards have them, without the blanks of PEP 440.
 _WORD = r"[A-Za-z0-9]([A-Za-z0-9.{}_-]*[A-Za-z0-9])?"

@@ -155,13 +155,13 @@ def test_a_small_manifest_gets_every_default() -> None:
         ),
         pytest.param(
             {"spec.model.source": "ftp://host/x"},
-            "spec.model.source: does not begin with file://, pypi://, https://, http://, pvc://; "
+            "spec.model.source: does not begin with https://, http://, pypi://, pvc://, file://; "
             "use one of these.",
             id="an unknown scheme",
         ),
         pytest.param(
             {"spec.model.source": "/models/x.gguf"},
-            "spec.model.source: does not begin with file://, pypi://, https://, http://, pvc://; "
+            "spec.model.source: does not begin with https://, http://, pypi://, pvc://, file://; "
             "use one of these.",
             id="a bare path",
         ),

@@ -147,7 +147,7 @@ def check(raw: bytes, *overrides: Override) -> None:
     assert bool(services) != bool(problems)
     assert all(problem.startswith("x: ") and problem.isprintable() for problem in problems)
     for service in services:
-        dumped = yaml.safe_dump(dump_manifest(service), allow_unicode=True).encode()
+        dumped = yaml.safe_dump(dump_manifest(service)).encode()
         (again,) = parse_manifests(dumped, origin="x")
         assert again == service
         assert revision(again) == revision(service)
