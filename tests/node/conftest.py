@@ -1,13 +1,13 @@
 """A cluster with the operator as README installs it, a file server for the model, and for each
-test a fresh namespace. What fails shows what was in it."""
+test a fresh namespace. What fails tells what was in it."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -70,44 +70,55 @@ def operator(helm_set: list[str]) -> Iterator[Namespace]:
         pytest.skip(missing)
     install_crds()
     install_operator(*helm_set)
-    yield operator_namespace()
+    space = operator_namespace()
+    _LIVE.append(space)
+    yield space
     call("helm", "uninstall", "servewright", f"--namespace={OPERATOR_NAMESPACE}", timeout_s=120)
     call("kubectl", "delete", "namespace", OPERATOR_NAMESPACE, "--wait=false")
 
 
 @contextmanager
-def fresh_namespace(request: pytest.FixtureRequest, operator: Namespace) -> Iterator[Namespace]:
-    """A namespace that goes afterwards; when a test failed, first it is told what is in it."""
+def fresh_namespace(operator: Namespace) -> Iterator[Namespace]:
+    """A namespace that goes afterwards."""
     space = Namespace(f"node-{uuid.uuid4().hex[:8]}", operator.runtime_image)
     call("kubectl", "create", "namespace", space.name)
-    failed_before = request.session.testsfailed
+    _LIVE.append(space)
     yield space
-    if request.session.testsfailed > failed_before:
-        tell(space)
-        tell_logs(operator)
+    _LIVE.remove(space)
     call("kubectl", "delete", "namespace", space.name, "--wait=false")
 
 
-def tell(space: Namespace) -> None:
-    """Print what explains a failure."""
-    for words in (
+# What a failure tells of.
+_LIVE: list[Namespace] = []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    call: pytest.CallInfo[None],
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add to a failure what explains it, before the namespace goes."""
+    report = yield
+    if report.failed and call.when != "teardown":
+        report.sections.append(("The cluster", "\n".join(map(told, _LIVE))))
+    return report
+
+
+def told(space: Namespace) -> str:
+    """ModelServices, their children, Events, and the end of each container's log."""
+    questions = [
         ["get", KINDS, "--output=wide"],
         ["get", "msvc", "--output=yaml"],
         ["get", "events", "--sort-by=.lastTimestamp"],
-    ):
-        print(f"--- {space.name}: {' '.join(words)}\n{_said(space, *words)}")
-    tell_logs(space)
-
-
-def tell_logs(space: Namespace) -> None:
-    """Print the end of each container's log, the previous one's too."""
-    for pod in space.find("pods"):
-        name = pod["metadata"]["name"]
-        for status in pod["status"].get("containerStatuses", []):
-            words = ["logs", name, f"--container={status['name']}", f"--tail={MAX_LOG_LINES}"]
-            print(f"--- {name} {status['name']}\n{_said(space, *words)}")
-            if status["restartCount"]:
-                print(f"--- {name} {status['name']} before\n{_said(space, *words, '--previous')}")
+    ]
+    with suppress(CallFailed):
+        for pod in space.find("pods"):
+            logs = ["logs", pod["metadata"]["name"], f"--tail={MAX_LOG_LINES}"]
+            for status in pod["status"].get("containerStatuses", []):
+                logs.append(f"--container={status['name']}")
+                questions.append(logs)
+                if status["restartCount"]:
+                    questions.append([*logs, "--previous"])
+    return "\n".join(f"--- {space.name}: {' '.join(it)}\n{_said(space, *it)}" for it in questions)
 
 
 def _said(space: Namespace, *words: str) -> str:
@@ -118,24 +129,24 @@ def _said(space: Namespace, *words: str) -> str:
 
 
 @pytest.fixture
-def space(request: pytest.FixtureRequest, operator: Namespace) -> Iterator[Namespace]:
+def space(operator: Namespace) -> Iterator[Namespace]:
     """A fresh namespace."""
-    with fresh_namespace(request, operator) as made:
+    with fresh_namespace(operator) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def module_space(request: pytest.FixtureRequest, operator: Namespace) -> Iterator[Namespace]:
+def module_space(operator: Namespace) -> Iterator[Namespace]:
     """A fresh namespace for all tests of a module."""
-    with fresh_namespace(request, operator) as made:
+    with fresh_namespace(operator) as made:
         yield made
 
 
 @pytest.fixture(scope="session")
-def files(request: pytest.FixtureRequest, operator: Namespace) -> Iterator[str]:
+def files(operator: Namespace) -> Iterator[str]:
     """URL of a server in the cluster, with the model at /smollm2.gguf; below /hang/ it hangs."""
     path = smollm2_path()
-    with fresh_namespace(request, operator) as space:
+    with fresh_namespace(operator) as space:
         volumes = [{"name": "files", "emptyDir": {}}]
         container = {
             "volumeMounts": [{"name": "files", "mountPath": "/files"}],
@@ -170,10 +181,8 @@ def make_model(files: str) -> MakeModel:
 
 
 @pytest.fixture(scope="session")
-def _shared(
-    request: pytest.FixtureRequest, operator: Namespace, make_model: MakeModel
-) -> Iterator[Namespace]:
-    with fresh_namespace(request, operator) as space:
+def _shared(operator: Namespace, make_model: MakeModel) -> Iterator[Namespace]:
+    with fresh_namespace(operator) as space:
         yield space
 
 

@@ -29,11 +29,9 @@ class Bad:
 
 
 BAD = {
-    "crashes": Bad(
-        {"spec.pod.env": [{"name": "RAY_TMPDIR", "value": "/nowhere"}]}, "StartFailed", "", 1
-    ),
-    "hangs": Bad({}, "", "", from_files={"spec.model.source": "/hang/smollm2.gguf"}),
-    "talks nonsense": Bad({"spec.probe.expect": "Lisbon"}, "ProbeFailed", "Lisbon"),
+    "crashes": Bad({"spec.engine.kvCache": "1Mi"}, "ConfigError", "kvCache", 2),
+    "hangs": Bad({}, "Hanging", "", from_files={"spec.model.source": "/hang/smollm2.gguf"}),
+    "talks nonsense": Bad({"spec.probe.expect": "Lisbon"}, "Hanging", "Lisbon"),
     "needs more memory than it has": Bad(
         {
             "spec.resources.requests": {"memory": "256Mi"},
