@@ -1,7 +1,7 @@
 """The schema of `status`: what the operator writes and people read.
 
-Texts are not bounded here but where they are made: a message that is too long must not keep the
-rest of a status from being written.
+Texts and seconds are not bounded here but where they are made: a message that is too long, or a
+clock that ran backwards, must not keep the rest of a status from being written.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _count(description: str) -> Schema:
 
 
 def _seconds(description: str) -> Schema:
-    return {"type": "number", "minimum": 0, "description": f"Seconds {description}."}
+    return {"type": "number", "description": f"Seconds {description}."}
 
 
 def _group(description: str, properties: Schema) -> Schema:

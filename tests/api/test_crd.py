@@ -16,6 +16,7 @@ from support.manifests import make_manifest
 from support.tree import ROOT
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+STATUSES = sorted((ROOT / "tests" / "golden" / "status").glob("*.yaml"))
 CHANGES = {"spec.model.source": "https://host/x"}
 
 
@@ -186,6 +187,14 @@ def test_conditions_are_kept_one_of_a_type(cluster: Cluster) -> None:
         "patch", "msvc/mine", "--subresource=status", "--type=merge", f"--patch={patch}"
     )
     assert "Duplicate value" in said
+
+
+@pytest.mark.parametrize("path", STATUSES, ids=lambda path: path.stem)
+def test_every_status_that_the_operator_makes_is_stored_whole(cluster: Cluster, path: Path) -> None:
+    cluster.apply(make_manifest(CHANGES))
+    status = next(yaml.safe_load_all(path.read_text()))
+    cluster.set_status(status)
+    assert json.loads(cluster.kubectl("get", "msvc/mine", "-ojson"))["status"] == status
 
 
 def test_a_schema_without_change_is_no_new_generation(api_server: ApiServer) -> None:
