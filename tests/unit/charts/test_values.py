@@ -59,6 +59,9 @@ def test_no_object_takes_a_key_that_it_does_not_know() -> None:
     [
         ("replica", 2),
         ("image.tags", "1"),
+        ("registry", "https://registry.example"),
+        ("registry", "registry.example/"),
+        ("image.repository", "servewright-operator:1"),
         ("resources.limits.memroy", "1Gi"),
         ("tolerations", [{"keys": "a"}]),
         ("replicas", "2"),
