@@ -149,14 +149,15 @@ class Store:
 
 
 def owner_key(of: Object) -> Key | None:
-    """Which ModelService an object belongs to: by its label, else by its controller."""
+    """Which ModelService an object belongs to: the one that controls it, else by its label."""
     metadata = of["metadata"]
     if of["kind"] == _SERVICE:
         return Key(metadata["namespace"], metadata["name"])
-    name = metadata.get("labels", {}).get(names.SERVICE_LABEL)
-    if name is None:
-        controller = _controller(of)
-        name = controller["name"] if controller.get("kind") == _SERVICE else None
+    controller = _controller(of)
+    if controller.get("kind") == _SERVICE:
+        name = controller["name"]
+    else:
+        name = metadata.get("labels", {}).get(names.SERVICE_LABEL)
     return None if name is None else Key(metadata["namespace"], name)
 
 

@@ -6,9 +6,11 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from kubernetes.aio.client import Configuration
+from kubernetes.aio.config import load_kube_config
 
 from servewright_operator.names import Key
 from servewright_operator.running import Operator
@@ -23,8 +25,9 @@ _STOP_S = 30.0
 class RunningOperator:
     """An operator that runs. Everything may be called from the test's thread."""
 
-    def __init__(self, url: str, settings: Settings) -> None:
-        self._url, self._settings = url, settings
+    def __init__(self, server: str | Path, settings: Settings) -> None:
+        """server: a URL that asks for no credentials, or a kubeconfig."""
+        self._server, self._settings = server, settings
         self._thread = threading.Thread(target=self._run, name=f"operator {settings.identity}")
         self._started = threading.Event()
         self._loop: asyncio.AbstractEventLoop
@@ -47,13 +50,13 @@ class RunningOperator:
         """Whether it has listed everything and works."""
         return self.operator.is_ready and len(self.operator.store) > 0
 
-    def pass_over(self, *names: str) -> None:
-        """Have a pass made over each ModelService of `default`, and over whatever else waits."""
+    def pass_over(self, *names: str, namespace: str = "default") -> None:
+        """Have a pass made over each ModelService, and over whatever else waits."""
 
         async def work() -> None:
             queue = self.operator.queue
             for name in names:
-                queue.add(Key("default", name))
+                queue.add(Key(namespace, name))
             while len(queue):  # noqa: ASYNC110 - a queue tells nobody that it is empty
                 await asyncio.sleep(0.01)
 
@@ -62,7 +65,7 @@ class RunningOperator:
     def _run(self) -> None:
         async def run() -> None:
             self._loop = asyncio.get_running_loop()
-            self.operator = Operator(self._settings, Configuration(host=self._url))
+            self.operator = Operator(self._settings, await configuration(self._server))
             self._started.set()
             await self.operator.run()
 
@@ -72,10 +75,21 @@ class RunningOperator:
             self.error = error
 
 
+async def configuration(server: str | Path) -> Configuration:
+    """How to reach an API server: by a URL that asks for no credentials, or by a kubeconfig."""
+    if isinstance(server, str):
+        return Configuration(host=server)
+    made = Configuration()
+    await load_kube_config(  # type: ignore[no-untyped-call]
+        config_file=str(server), client_configuration=made
+    )
+    return made
+
+
 @contextmanager
-def running_operator(url: str, **settings: Any) -> Iterator[RunningOperator]:
-    """One that works on the API server at `url`; stopped in the end."""
-    running = RunningOperator(url, make_settings(**settings))
+def running_operator(server: str | Path, **settings: Any) -> Iterator[RunningOperator]:
+    """One that works on an API server; stopped in the end."""
+    running = RunningOperator(server, make_settings(**settings))
     running.start()
     try:
         yield running
@@ -111,7 +125,7 @@ def make_service(name: str = "m", **spec: Any) -> Object:
     }
 
 
-def settle(running: RunningOperator, *names: str) -> None:
+def settle(running: RunningOperator, *names: str, namespace: str = "default") -> None:
     """Wait until the operator leads and has made a pass over each ModelService."""
     eventually(running.is_leading)
-    running.pass_over(*names)
+    running.pass_over(*names, namespace=namespace)
