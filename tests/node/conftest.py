@@ -112,8 +112,8 @@ def told(space: Namespace) -> str:
     ]
     with suppress(CallFailed):
         for pod in space.find("pods"):
-            logs = ["logs", pod["metadata"]["name"], f"--tail={MAX_LOG_LINES}"]
             for status in pod["status"].get("containerStatuses", []):
+                logs = ["logs", pod["metadata"]["name"], f"--tail={MAX_LOG_LINES}"]
                 logs.append(f"--container={status['name']}")
                 questions.append(logs)
                 if status["restartCount"]:

@@ -4,7 +4,7 @@ the pods of the last good one serve on."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -12,9 +12,10 @@ import pytest
 from servewright_operator import names
 from support.cluster import LIGHT, MakeModel, Namespace, RunningLoad, condition, until
 
-DEADLINE_S = 20
+# Long enough for a container to begin, and for it to start Ray and load the model beside a load.
+DEADLINE_S, AFTER_START_S = 20, 45
 ROLLED_BACK_S = 90.0
-IN_TIME = {"spec.rollout.progressDeadlineSeconds": DEADLINE_S}
+DEADLINE = "spec.rollout.progressDeadlineSeconds"
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,18 @@ class Bad:
     reason: str
     words: str
     exit_code: int | None = None
-    from_files: dict[str, str] = field(default_factory=dict)  # paths on the file server, by field
+    deadline_s: int = DEADLINE_S
+    path: str = "/smollm2.gguf"  # on the file server
 
 
 BAD = {
-    "crashes": Bad({"spec.engine.kvCache": "1Mi"}, "ConfigError", "kvCache", 2),
-    "hangs": Bad({}, "Hanging", "", from_files={"spec.model.source": "/hang/smollm2.gguf"}),
-    "talks nonsense": Bad({"spec.probe.expect": "Lisbon"}, "Hanging", "Lisbon"),
+    "crashes": Bad(
+        {"spec.engine.kvCache": "1Mi"}, "InvalidConfiguration", "kvCache", 2, AFTER_START_S
+    ),
+    "hangs": Bad({}, "Hanging", "fetch", path="/hang/smollm2.gguf"),
+    "talks nonsense": Bad(
+        {"spec.probe.expect": "Lisbon"}, "ProbeFailed", "Lisbon", 1, AFTER_START_S
+    ),
     "needs more memory than it has": Bad(
         {
             "spec.resources.requests": {"memory": "256Mi"},
@@ -73,9 +79,9 @@ def test_a_revision_that_does_not_come_up_is_rolled_back(
     bad = BAD[what]
     before = stable.get("msvc", "m")["status"]
     pods = stable.uids("m")
-    sources = {name: files + path for name, path in bad.from_files.items()}
+    source = {"spec.model.source": files + bad.path}
 
-    stable.apply(make_model({**IN_TIME, **bad.changes, **sources}))
+    stable.apply(make_model({DEADLINE: bad.deadline_s, **source, **bad.changes}))
     service = stable.wait_condition("m", "Ready", "False", "RolledBack", timeout_s=ROLLED_BACK_S)
 
     status = service["status"]
@@ -108,7 +114,7 @@ def test_without_automatic_rollback_a_bad_revision_is_told_and_left(
 ) -> None:
     pods = stable.uids("m")
     left = {"spec.rollout.autoRollback": False, "spec.probe.expect": "Madrid"}
-    stable.apply(make_model({**IN_TIME, **left}))
+    stable.apply(make_model({DEADLINE: DEADLINE_S, **left}))
     service = stable.wait_condition("m", "Progressing", "False", "ProgressDeadlineExceeded")
     assert condition(service, "Ready")["status"] == "False"
     assert service["status"].get("failedRevision") is None
@@ -123,7 +129,7 @@ def test_without_automatic_rollback_a_bad_revision_is_told_and_left(
 def test_a_first_revision_that_fails_is_left_for_inspection(
     space: Namespace, make_model: MakeModel
 ) -> None:
-    space.apply(make_model({**IN_TIME, "spec.access.secretRef.name": "absent"} | KEYS))
+    space.apply(make_model({DEADLINE: DEADLINE_S, "spec.access.secretRef.name": "absent"} | KEYS))
     service = space.wait_condition("m", "Progressing", "False", "ProgressDeadlineExceeded")
     assert condition(service, "Ready")["status"] == "False"
     assert "absent" in service["status"]["lastFailure"]["message"]
