@@ -124,7 +124,7 @@ def _progressing(facts: Facts) -> Said:
     if not target:
         return said("False", Reason.INVALID_SPEC, "Nothing was ever rolled out.")
     if facts.is_overdue:
-        message = f"Revision {target} was not up within spec.rollout.progressDeadlineSeconds."
+        message = f"Revision {target} was not up within its progressDeadlineSeconds."
         return said("False", Reason.PROGRESS_DEADLINE_EXCEEDED, message)
     if facts.is_complete:
         return said("False", Reason.COMPLETE, f"All replicas run revision {target}.")

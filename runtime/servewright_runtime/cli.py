@@ -1,4 +1,4 @@
-"""The `servewright` command: validate, run, manifests, info, cache, version.
+"""The `servewright` command: validate, run, manifests, status, info, cache, version.
 
 Exit codes: 0 done or drained, 2 a configuration to correct, 1 anything else. What a user can
 cause ends in one sentence on stderr; a traceback means a bug of ours and goes to a file.
@@ -125,6 +125,30 @@ def manifests(
     services = load_manifests(files, overrides=_overrides(sets))
     pods = PodDefaults(image or DEFAULT_IMAGE)
     typer.echo(render(services, pods, pod_monitors=pod_monitors), nl=False)
+
+
+@app.command()
+def status(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the ModelService.")],
+    namespace: Annotated[
+        str | None,
+        typer.Option("--namespace", "-n", help="Its namespace; the context's own unless given."),
+    ] = None,
+    context: Annotated[
+        str | None, typer.Option(help="Context of the kubeconfig; the current one unless given.")
+    ] = None,
+    kubeconfig: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Instead of what KUBECONFIG names.")
+    ] = None,
+) -> None:
+    """Tell the story of a ModelService on a cluster.
+
+    Exit code: 0 it is Ready, 1 it is not, 2 it could not be looked at.
+    """
+    from servewright_runtime.cluster_status import print_status
+
+    is_ready = print_status(name, namespace=namespace, context=context, kubeconfig=kubeconfig)
+    raise typer.Exit(0 if is_ready else 1)
 
 
 @app.command()

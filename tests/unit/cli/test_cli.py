@@ -49,7 +49,8 @@ def test_version_is_one_line() -> None:
 def test_help_names_every_command() -> None:
     text = servewright("--help").stdout
     assert all(
-        word in text for word in ("validate", "run", "manifests", "info", "cache", "version")
+        word in text
+        for word in ("validate", "run", "manifests", "status", "info", "cache", "version")
     )
 
 
