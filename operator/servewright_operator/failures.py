@@ -26,6 +26,7 @@ MAX_MESSAGE, MAX_LOG_TAIL = 1024, 4096
 FIRST_LOOK = timedelta(seconds=10)
 _LAST_DOUBLING = 9  # 10 s * 2**9: each hour and a half from then on
 
+_NO_REASON = {"", "Error", "Completed"}
 _NO_FAULT = {"", "ContainerCreating", "PodInitializing"}
 _IMAGE_PULL = {"ErrImagePull", "ImagePullBackOff"}
 HANGING = "Hanging"
@@ -204,23 +205,27 @@ def _ended_badly(status: Object) -> bool:
 
 def _last_end(pod: Object) -> Fault | None:
     status = pods.container(pod, names.REPLICA_CONTAINER)
-    return _end(status) if pods.state(status, "terminated", last=True) else None
+    return _end(status, is_over=True) if pods.state(status, "terminated", last=True) else None
 
 
-def _end(status: Object) -> Fault:
-    """How the container's present or last life ended, by its own message where it left one."""
+def _end(status: Object, *, is_over: bool = False) -> Fault:
+    """How the container's present or last life ended, by its own message where it left one.
+
+    is_over: it runs well again.
+    """
+    is_restarted = bool(pods.state(status, "terminated", last=True)) and not is_over
     ended = pods.state(status, "terminated") or pods.state(status, "terminated", last=True)
     reason, message = text(ended, "reason"), text(ended, "message")
     exit_code, time = whole(ended, "exitCode"), moment(ended, "finishedAt")
     own = _own_words(message)
     if own is not None:
         said, message = own
-        reason = said if reason in ("", "Error", "Completed") else reason
+        reason = said if reason in _NO_REASON else reason
     if reason in ("OOMKilled", "OutOfMemory"):
         message = message or "Out of memory: the kernel killed the container."
         return Fault("OOMKilled", message, exit_code, time)
-    if reason in ("", "Error", "Completed") and pods.state(status, "waiting"):
-        reason = text(pods.state(status, "waiting"), "reason") or reason
+    if reason in _NO_REASON and is_restarted:
+        reason = "CrashLoopBackOff"  # in each state of the loop, which the kubelet turns through
     message = message or f"The container {text(status, 'name')} ended with exit code {exit_code}."
     return Fault(reason or "Error", message, exit_code, time)
 

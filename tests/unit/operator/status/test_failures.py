@@ -251,6 +251,27 @@ def test_nothing_is_wrong_with_a_pod(seen: Observed) -> None:
     assert failing(seen) == []
 
 
+def test_a_crash_loop_is_called_the_same_in_each_of_its_states() -> None:
+    """Else conditions and Events would turn with it."""
+    dead = pods.terminated(1, "Error", "boom")
+    states = [
+        pods.waiting("CrashLoopBackOff", "back-off 10s"),
+        pods.running(30),
+        pods.terminated(1, "Error", "boom", start_s=30, end_s=31),
+    ]
+    told = set()
+    for state in states:
+        replica = pods.container("replica", state=state, lastState=dead, restartCount=1)
+        (failure,) = failing(observed(pods.on_a_node(POD, replica=replica)))
+        told.add((failure.reason, failure.message, failure.exit_code))
+    assert told == {("CrashLoopBackOff", "boom", 1)}
+
+
+def test_a_single_death_that_was_overcome_is_no_crash_loop() -> None:
+    seen = observed(pods.crashed(POD, 1, "Error", "killed", restarts=1, is_back=True))
+    assert [one.reason for one in failures.overcome(seen, NOW)] == ["Error"]
+
+
 def test_a_container_that_is_back_is_told_as_overcome_with_its_log() -> None:
     seen = observed(
         pods.crashed(POD, 137, "OOMKilled", "", is_back=True), words=PodWords(log_tail="the end\n")
