@@ -6,12 +6,13 @@ Nearly all of it is in the store. Asked for on demand, and remembered: the words
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from servewright_operator import failures, kinds, names
 from servewright_operator.client import ApiError, Client
@@ -19,12 +20,17 @@ from servewright_operator.deployed import Deployed
 from servewright_operator.desired.secrets import wanted
 from servewright_operator.names import Key
 from servewright_operator.objects import Object, Observed, PodWords, ProbeRecord, Question
+from servewright_operator.reading import mapping, whole
 from servewright_operator.store import Store, is_owned
 
 log = logging.getLogger(__name__)
 
 LOG_LINES, LOG_BYTES = 20, 4096
+# The API server asks the kubelet, which may be away: status does without rather than wait.
+LOG_TIMEOUT_S = 5.0
 _EVENTS = 10  # of a pod: the newest tell why
+# The longest that a made Secret is taken to be as it was last seen.
+SECRETS_MAX_S = 300
 _REMEMBERED = 2_000  # pods whose words are kept
 
 
@@ -34,6 +40,8 @@ class _Made:
 
     live: Object | None
     value: str
+    seen_at: datetime
+    was_deleted: bool = False  # by somebody, and it is not back yet
 
 
 class Observer:
@@ -64,7 +72,7 @@ class Observer:
             probe=self._probed(key),
             has_pod_monitors=self.has_pod_monitors,
         )
-        made = await self._secrets(seen)
+        made = await self._secrets(seen, now)
         words = await self._ask(seen, now)
         return replace(
             seen, words=words, secrets={name: secret.value for name, secret in made.items()}
@@ -75,23 +83,29 @@ class Observer:
         made = self._made.get(key, {}).values()
         return [one.live for one in made if one.live is not None and is_owned(one.live, service)]
 
-    def learn(self, key: Key, secret: Object) -> None:
+    def lost_secrets(self, key: Key) -> frozenset[tuple[str, str]]:
+        """Kind and name of the made Secrets that somebody deleted and that are not back yet."""
+        made = self._made.get(key, {})
+        return frozenset((kinds.SECRET.name, name) for name in made if made[name].was_deleted)
+
+    def learn(self, key: Key, secret: Object, now: datetime) -> None:
         """A made Secret was written."""
         made = self._made.setdefault(key, {})
         name = secret["metadata"]["name"]
-        made[name] = _Made(secret, _value(secret, name))
+        made[name] = _Made(secret, _value(secret, name), now)
 
-    def forget_secrets(self, key: Key | None = None) -> None:
-        """Read made Secrets anew: those of a ModelService, or of all."""
-        if key is None:
-            self._made.clear()
-        else:
-            self._made.pop(key, None)
+    def forget_secrets(self, key: Key) -> None:
+        """Read a ModelService's made Secrets anew."""
+        self._made.pop(key, None)
 
-    async def _secrets(self, seen: Observed) -> dict[str, _Made]:
-        """Every made Secret that may be wanted, with a fresh value where there is none yet."""
+    async def _secrets(self, seen: Observed, now: datetime) -> dict[str, _Made]:
+        """Every made Secret that may be wanted, with a fresh value where there is none yet.
+
+        Nothing tells of a change, so each is read again once in a probe's interval; what somebody
+        deleted keeps its value.
+        """
         templates = (
-            revision["data"]["template"] for revision in seen.of_kind("ControllerRevision")
+            mapping(revision, "data", "template") for revision in seen.of_kind("ControllerRevision")
         )
         needed = set(wanted(templates))
         access = seen.service["spec"].get("access", {})
@@ -102,9 +116,21 @@ class Observer:
         if not needed:
             return {}
         made = self._made.setdefault(seen.key, {})
-        for name in sorted(needed - made.keys()):
+        interval_s = whole(seen.service, "spec", "probe", "intervalSeconds") or SECRETS_MAX_S
+        # A timer of an interval may be early by this clock.
+        lasts = 0.9 * timedelta(seconds=min(interval_s, SECRETS_MAX_S))
+        for name in sorted(needed):
+            before = made.get(name)
+            if before is not None and now - before.seen_at < lasts:
+                continue
             live = await self._client.get(kinds.SECRET, seen.key.namespace, name)
-            made[name] = _Made(live, _value(live, name) or secrets.token_urlsafe(32))
+            was_ours = before is not None and (
+                before.was_deleted
+                or (before.live is not None and is_owned(before.live, seen.service))
+            )
+            known = before.value if before is not None and was_ours else ""
+            value = _value(live, name) or known or secrets.token_urlsafe(32)
+            made[name] = _Made(live, value, now, was_deleted=was_ours and live is None)
         return made
 
     async def _ask(self, seen: Observed, now: datetime) -> dict[str, PodWords]:
@@ -124,15 +150,16 @@ class Observer:
         tail, events = "", tuple[str, ...]()
         try:
             if question.container is not None:
-                tail = await self._client.log_tail(
-                    namespace,
-                    question.pod,
-                    question.container,
-                    previous=question.previous,
-                    lines=LOG_LINES,
-                    limit=LOG_BYTES,
-                )
-        except ApiError as error:
+                async with asyncio.timeout(LOG_TIMEOUT_S):
+                    tail = await self._client.log_tail(
+                        namespace,
+                        question.pod,
+                        question.container,
+                        previous=question.previous,
+                        lines=LOG_LINES,
+                        limit=LOG_BYTES,
+                    )
+        except (ApiError, TimeoutError) as error:
             # The log of a life that left none, a kubelet that is away: status does without.
             log.debug("no log", extra={"pod": question.pod, "error": str(error)})
         try:

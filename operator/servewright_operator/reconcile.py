@@ -134,15 +134,14 @@ class Reconciler:
         if plan.children is None:
             return outcome
         live = [*children, *self._observer.live_secrets(key, service)]
+        lost = self._store.lost(key) | self._observer.lost_secrets(key)
         try:
-            await self._applier.bring_about(
-                service, live, plan.children, self._store.lost(key), outcome
-            )
+            await self._applier.bring_about(service, live, plan.children, lost, outcome)
         finally:
             # Also what was done before an error is known from now on.
             for child in outcome.written:
                 if child["kind"] == kinds.SECRET.name:
-                    self._observer.learn(key, child)
+                    self._observer.learn(key, child, self._now())
                 else:
                     self._store.put(child)
             for child in outcome.deleted:

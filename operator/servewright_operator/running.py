@@ -106,7 +106,6 @@ class Operator:
 
             def on_list(has_pod_monitors: bool) -> None:
                 observer.has_pod_monitors = has_pod_monitors
-                observer.forget_secrets()
 
             resync = Resync(
                 client,

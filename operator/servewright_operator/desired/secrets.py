@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from servewright_operator import kinds
 from servewright_operator.desired.child import Owner, child
 from servewright_operator.objects import Object
+from servewright_operator.reading import objects, text
 
 KEYS_VOLUME = "keys"
 
@@ -25,11 +26,13 @@ def wanted(templates: Iterable[Object]) -> dict[str, str]:
     """The made Secrets that pods of these templates mount: key by name, in order of name."""
     found = {}
     for template in templates:
-        for volume in template["spec"]["volumes"]:
-            if volume["name"] == KEYS_VOLUME:
-                for source in volume["projected"]["sources"]:
-                    for item in source["secret"].get("items", ()):
-                        found[source["secret"]["name"]] = item["key"]
+        for volume in objects(template, "spec", "volumes"):
+            if volume.get("name") == KEYS_VOLUME:
+                for source in objects(volume, "projected", "sources"):
+                    name = text(source, "secret", "name")
+                    for item in objects(source, "secret", "items"):
+                        if name:
+                            found[name] = text(item, "key")
     return dict(sorted(found.items()))
 
 
