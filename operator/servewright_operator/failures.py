@@ -30,7 +30,7 @@ _NO_REASON = {"", "Error", "Completed"}
 _NO_FAULT = {"", "ContainerCreating", "PodInitializing"}
 _IMAGE_PULL = {"ErrImagePull", "ImagePullBackOff"}
 HANGING = "Hanging"
-UNTOLD_PULL = "The image cannot be pulled."
+UNTOLD_PULL = "cannot be pulled."
 _BACK_OFF = re.compile(r'Back-off pulling image "[^"]*"(: ErrImagePull: )?')
 # What these Events say is told better elsewhere in the pod.
 _TOLD_ELSEWHERE = {"BackOff", "Failed", "FailedScheduling", "Unhealthy"}
@@ -165,7 +165,8 @@ def _fault(pod: Object, words: PodWords, deployed: Deployed, observed: Observed)
             return _explained(_end(status), words)
         if reason in _IMAGE_PULL:
             message = _BACK_OFF.sub("", text(waiting, "message"))
-            return Fault("ErrImagePull", message or UNTOLD_PULL)
+            image = text(status, "image")
+            return Fault("ErrImagePull", message or f"The image {image} {UNTOLD_PULL}")
         if reason not in _NO_FAULT:
             return Fault(reason, text(waiting, "message"))
     told = _told_by_events(words)
@@ -309,9 +310,11 @@ def _is_overdue(pod: Object, deployed: Deployed) -> bool:
 def _hanging(
     pod: Object, words: PodWords, observed: Observed, overdue_since: datetime | None
 ) -> Fault:
-    running = pods.state(pods.container(pod, names.REPLICA_CONTAINER), "running")
-    since = moment(running, "startedAt") or moment(pod, "metadata", "creationTimestamp")
-    parts = [f"The pod runs since {stamp(since)} and is not ready." if since else "Not ready."]
+    running = [one for one in pods.containers(pod) if pods.state(one, "running")]
+    since = moment(pods.state(running[-1], "running"), "startedAt") if running else None
+    who = f"Container {text(running[-1], 'name')} runs" if running else "The pod waits"
+    since = since or moment(pod, "metadata", "creationTimestamp")
+    parts = [f"{who}{f' since {stamp(since)}' if since else ''} and the pod is not ready."]
     unhealthy = [event for event in words.events if event.startswith("Unhealthy: ")]
     if unhealthy:
         parts.append(f"{unhealthy[-1].removeprefix('Unhealthy: ')}.")

@@ -87,7 +87,7 @@ def _as_told(facts: Facts) -> Failure | None:
     time, message, told = failure.time, failure.message, text(before, "message")
     if time == facts.now and failure.exit_code is None:  # Kubernetes does not tell since when
         time = moment(before, "time") or time
-    if told and (message == UNTOLD_PULL or told.startswith(message)):
+    if told and (message.endswith(UNTOLD_PULL) or told.startswith(message)):
         message = told  # which tells the same and more
     return replace(failure, time=time, message=message)
 

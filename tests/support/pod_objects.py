@@ -165,14 +165,14 @@ def fetch_failed(base: Object, message: str, *, exit_code: int = 2) -> Object:
     )
 
 
-def no_image(base: Object, *, is_backing_off: bool) -> Object:
-    """The two states between which the kubelet turns."""
+def no_image(base: Object, *, is_backing_off: bool, is_told: bool = True) -> Object:
+    """The two states between which the kubelet turns; is_told: it says the cause in both."""
     cause = f'rpc error: code = NotFound desc = failed to pull "{IMAGE}": not found'
-    state = (
-        waiting("ImagePullBackOff", f'Back-off pulling image "{IMAGE}": ErrImagePull: {cause}')
-        if is_backing_off
-        else waiting("ErrImagePull", cause)
-    )
+    back_off = f'Back-off pulling image "{IMAGE}"'
+    state = waiting("ErrImagePull", cause)
+    if is_backing_off:
+        message = f"{back_off}: ErrImagePull: {cause}" if is_told else back_off
+        state = waiting("ImagePullBackOff", message)
     return on_a_node(
         base,
         fetch=container("fetch", state=state),

@@ -167,6 +167,13 @@ def failing(seen: Observed, now: Any = NOW) -> list[Failure]:
             id="so it does while the kubelet backs off",
         ),
         pytest.param(
+            observed(pods.no_image(POD, is_backing_off=True, is_told=False)),
+            "ErrImagePull",
+            f"The image {pods.IMAGE} cannot be pulled.",
+            None,
+            id="and where an older kubelet does not say the cause meanwhile",
+        ),
+        pytest.param(
             observed(pods.not_configurable(POD, NO_CONFIG)),
             "CreateContainerConfigError",
             NO_CONFIG,
@@ -218,10 +225,17 @@ def failing(seen: Observed, now: Any = NOW) -> list[Failure]:
                 states={UID: {"phase": "Loading"}},
             ),
             "Hanging",
-            "The pod runs since 2026-11-23T04:00:05Z and is not ready. "
+            "Container replica runs since 2026-11-23T04:00:05Z and the pod is not ready. "
             "Startup probe failed: statuscode: 503. Its phase is Loading.",
             None,
             id="a pod that hangs tells its phase once the deadline is over",
+        ),
+        pytest.param(
+            observed(pods.fetching(POD), children=[OVERDUE]),
+            "Hanging",
+            "Container fetch runs since 2026-11-23T04:00:02Z and the pod is not ready.",
+            None,
+            id="so does one whose download does not end",
         ),
     ],
 )
