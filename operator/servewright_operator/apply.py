@@ -1,8 +1,8 @@
 """Makes the children be as planned: applies what differs, deletes what is not wanted.
 
-A child that already holds all that is desired costs no request. What somebody else edited or
-deleted is put right again, at once and then less and less often: another controller that wants it
-otherwise must not be fought at full speed.
+A child that already holds all that is desired costs no request. What somebody else edited, added
+or deleted is put right again, at once and then less and less often: another controller that wants
+it otherwise must not be fought at full speed.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from servewright_operator import holding, kinds, metrics
+from servewright_operator import foreign, holding, kinds, metrics
 from servewright_operator.client import ApiError, Client
+from servewright_operator.foreign import ForeignField
 from servewright_operator.objects import Note, Object
 from servewright_operator.reasons import Reason
 from servewright_operator.store import is_owned
@@ -86,26 +87,29 @@ class Applier:
         outcome: Outcome,
     ) -> None:
         before = known.get(_name(child))
-        if before is not None and holding.holds(before, child):
+        theirs = [] if before is None else foreign.fields(before)
+        if before is not None and not theirs and holding.holds(before, child):
             return
-        edited = None if before is None else holding.difference(before, child)
-        if was_lost or edited:
+        edits = [] if before is None else _edits(before, child, theirs)
+        if was_lost or edits:
             wait_s = self._wait_s(owner, _name(child))
             if wait_s > 0:
                 outcome.again_in_s = min(wait_s, outcome.again_in_s or wait_s)
                 return
+        if before is not None and theirs:
+            before = await self._client.patch(before, foreign.adoption(before))
         manifest = holding.with_hash(child)
         after = await self._write(owner, manifest, is_known=before is not None)
         if before is not None and _version(before) == _version(after):
             return  # nothing was different after all
         outcome.written.append(after)
-        if was_lost or edited:
+        if was_lost or edits:
             self._remember(owner, _name(child))
             metrics.REPAIRS.labels(child["kind"]).inc()
             what = (
                 "was deleted; it is made again"
                 if was_lost
-                else f"had {edited} changed; it is put back"
+                else f"had {', '.join(edits)}; it is put back"
             )
             message = f"{child['kind']} {child['metadata']['name']} {what}."
             outcome.notes.append(Note("Normal", Reason.REPAIRED, message))
@@ -157,6 +161,14 @@ class Applier:
 
 
 _NOT_OURS = "NotOurs"
+
+
+def _edits(live: Object, desired: Object, theirs: Sequence[ForeignField]) -> list[str]:
+    """What somebody else did to a child."""
+    changed = holding.difference(live, desired)
+    if changed is None or any(changed.startswith(field.path) for field in theirs):
+        return [str(field) for field in theirs]
+    return [f"{changed} changed", *map(str, theirs)]
 
 
 def _name(child: Object) -> Name:

@@ -36,6 +36,7 @@ PAGE = 500  # objects of a LIST's answer
 _LIST_TRIES = 3
 
 _APPLY = "application/apply-patch+yaml"
+_MERGE = "application/merge-patch+json"
 _JSON = "application/json"
 
 
@@ -166,6 +167,13 @@ class Client:
         path = kind.path(metadata["namespace"], metadata["name"])
         return await self._apply("apply", kind, path, manifest, force=force)
 
+    async def patch(self, live: Object, changes: Object) -> Object:
+        """Merge `changes` into an object: as it is then."""
+        kind, metadata = kinds.BY_NAME[live["kind"]], live["metadata"]
+        path = kind.path(metadata["namespace"], metadata["name"])
+        query = {"fieldManager": names.FIELD_MANAGER}
+        return await self._json("patch", kind, path, query=query, body=changes, content_type=_MERGE)
+
     async def apply_status(self, service: Object, status: Object) -> Object:
         """Server-side apply of a ModelService's status, unless it was made anew meanwhile."""
         kind, metadata = kinds.MODEL_SERVICE, service["metadata"]
@@ -282,6 +290,7 @@ _METHODS = {
     "update": "PUT",
     "apply": "PATCH",
     "apply-status": "PATCH",
+    "patch": "PATCH",
     "delete": "DELETE",
 }
 

@@ -4,7 +4,7 @@ An apply that changes nothing still costs the API server a third of one that doe
 when the live object was made from the very manifest that is desired (a hash in an annotation says
 so) and nobody has changed since what that manifest says. The API server adds defaults, writes
 quantities its own way and leaves out what is empty: none of that is a change. What others add
-beside our fields is theirs.
+beside our fields is seen by who owns it, see foreign.py.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ def _lost(live: Any, desired: Any, path: _Path, *, whole: bool = False) -> _Path
     if live == desired:  # most of it is: no need to look closer
         return None
     whole = whole or ("", *path)[-1] in _WHOLE
+    is_moved = False
     if isinstance(desired, Mapping) and isinstance(live, Mapping):
         keys = [*desired, *(key for key in live if whole and key not in desired)]
         pairs = [((*path, key), live.get(key), desired.get(key)) for key in keys]
@@ -101,17 +102,17 @@ def _lost(live: Any, desired: Any, path: _Path, *, whole: bool = False) -> _Path
             ]
         else:
             by_key = {_key(item, merge_keys): item for item in live}
-            pairs = [
-                ((*path, f"[{key}]"), by_key.get(key), item)
-                for key, item in ((_key(item, merge_keys), item) for item in desired)
-            ]
+            wanted = {_key(item, merge_keys): item for item in desired}
+            pairs = [((*path, f"[{key}]"), by_key.get(key), item) for key, item in wanted.items()]
+            # An apply restores the order too, which in a pod template is a change of its own.
+            is_moved = [key for key in by_key if key in wanted] != list(wanted)
     else:
         return None if _is_same(live, desired, path) else path
     for here, live_value, value in pairs:
         lost = _lost(live_value, value, here, whole=whole)
         if lost is not None:
             return lost
-    return None
+    return path if is_moved else None
 
 
 def _key(item: Mapping[str, Any], merge_keys: tuple[str, ...]) -> str:

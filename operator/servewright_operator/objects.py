@@ -1,7 +1,7 @@
 """The plain data between what is seen, what is decided and what is done.
 
-Kubernetes objects are JSON as the API server sends it, without `metadata.managedFields`. Nobody
-changes an object that it did not make.
+Kubernetes objects are JSON as the API server sends it, without `metadata.managedFields` but in a
+child whose spec somebody else edited. Nobody changes an object that it did not make.
 """
 
 from __future__ import annotations

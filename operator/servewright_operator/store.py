@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from servewright_operator import kinds, names
+from servewright_operator import foreign, kinds, names
 from servewright_operator.kinds import Kind
 from servewright_operator.names import Key
 from servewright_operator.objects import Object
@@ -24,6 +24,7 @@ _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 # Of a pod's spec, which the Deployment's template holds already.
 _OF_POD = ("nodeName", "readinessGates")
 _SERVICE = kinds.MODEL_SERVICE.name
+_NOT_CHILDREN = (_SERVICE, kinds.POD.name)
 
 
 class Store:
@@ -176,8 +177,10 @@ def _controller(of: Object) -> Object:
 
 
 def _pruned(new: Object) -> Object:
-    """Without what no decision reads."""
-    metadata = {key: value for key, value in new["metadata"].items() if key != "managedFields"}
+    """Without what no decision reads. Who manages which field is of use only where it is amiss."""
+    metadata = dict(new["metadata"])
+    if new["kind"] in _NOT_CHILDREN or not foreign.fields(new):
+        metadata.pop("managedFields", None)
     pruned = {**new, "metadata": metadata}
     if new["kind"] == kinds.POD.name:
         metadata.pop("annotations", None)

@@ -99,13 +99,20 @@ def test_without_the_hash_nothing_is_held() -> None:
     assert difference(stored, desired()) == f"metadata.annotations.{names.APPLIED_ANNOTATION}"
 
 
-def test_what_others_add_is_theirs() -> None:
+def test_what_others_add_does_not_matter_here() -> None:
     stored = live()
     stored["metadata"]["labels"]["team"] = "x"
     container = stored["spec"]["template"]["spec"]["containers"]
     container[0]["env"].insert(0, {"name": "C", "value": "theirs"})
     container.insert(0, {"name": "sidecar"})
     assert holds(stored, desired())
+
+
+def test_another_order_of_what_is_ours_is_an_edit() -> None:
+    stored = live()
+    stored["spec"]["template"]["spec"]["containers"][0]["env"].reverse()
+    assert not holds(stored, desired())
+    assert difference(stored, desired()) == f"{CONTAINER}.env"
 
 
 EDITS: list[tuple[str, Any, str]] = [
