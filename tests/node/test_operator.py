@@ -3,6 +3,7 @@ change in its children it puts right."""
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -110,7 +111,7 @@ def scale_operator(operator: Namespace, replicas: int) -> None:
     until("its pods are gone", lambda: len(operator.find("pods")) == replicas)
 
 
-@pytest.mark.parametrize("kind", ["deployment", "service", "networkpolicy", "pdb"])
+@pytest.mark.parametrize("kind", ["deployment", "service", "networkpolicy", "poddisruptionbudget"])
 def test_a_child_that_is_deleted_is_made_anew(serving: Namespace, kind: str) -> None:
     pods = serving.uids("m")
     ask = ("get", kind, "m", "--ignore-not-found", "--output=jsonpath={.metadata.uid}")
@@ -124,17 +125,18 @@ def test_a_child_that_is_deleted_is_made_anew(serving: Namespace, kind: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("kind", "patch", "path", "value"),
+    ("kind", "spec", "path", "value"),
     [
-        ("deployment", '{"spec": {"replicas": 1}}', ".spec.replicas", "2"),
-        ("service", '{"spec": {"sessionAffinity": "ClientIP"}}', ".spec.sessionAffinity", "None"),
-        ("networkpolicy", '{"spec": {"ingress": []}}', ".spec.ingress[0].ports[0].port", "http"),
-        ("pdb", '{"spec": {"maxUnavailable": 2}}', ".spec.maxUnavailable", "1"),
+        ("deployment", {"replicas": 1}, ".spec.replicas", "2"),
+        ("service", {"publishNotReadyAddresses": True}, ".spec.publishNotReadyAddresses", ""),
+        ("networkpolicy", {"ingress": []}, ".spec.ingress[0].ports[0].port", "8000"),
+        ("poddisruptionbudget", {"maxUnavailable": 2}, ".spec.maxUnavailable", "1"),
     ],
 )
 def test_an_edit_of_a_child_by_others_is_reverted(
-    serving: Namespace, kind: str, patch: str, path: str, value: str
+    serving: Namespace, kind: str, spec: Object, path: str, value: str
 ) -> None:
+    patch = json.dumps({"spec": spec})
     serving.kubectl("patch", kind, "m", "--type=merge", f"--patch={patch}")
     read = ("get", kind, "m", f"--output=jsonpath={{{path}}}")
     until("it is reverted", lambda: serving.kubectl(*read) == value, timeout_s=REPAIR_S)
