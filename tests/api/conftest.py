@@ -15,6 +15,9 @@ import pytest
 
 from support import apiserver
 from support.apiserver import ApiServer
+from support.kubelet import Kubelet
+from support.objects import Objects
+from support.place import Place
 from support.tree import ROOT
 
 CRDS = ROOT / "charts" / "servewright-crds" / "templates"
@@ -51,11 +54,40 @@ def namespace(request: pytest.FixtureRequest, api_server: ApiServer) -> Iterator
         yield name
 
 
+@pytest.fixture(scope="module")
+def module_namespace(request: pytest.FixtureRequest, api_server: ApiServer) -> Iterator[str]:
+    """A namespace of `api_server` for what a module's tests share."""
+    with _fresh_namespace(request, api_server) as name:
+        yield name
+
+
+@pytest.fixture
+def place(api_server: ApiServer, namespace: str) -> Iterator[Place]:
+    """A fresh namespace of `api_server`, as its user has it."""
+    with contextlib.closing(Objects(api_server)) as objects:
+        made = Place(objects, namespace)
+        yield made
+        made.leave()
+
+
 @pytest.fixture
 def controlled_namespace(request: pytest.FixtureRequest, control_plane: ApiServer) -> Iterator[str]:
     """A fresh namespace of `control_plane`."""
     with _fresh_namespace(request, control_plane) as name:
         yield name
+
+
+@pytest.fixture(scope="module")
+def controlled_place(request: pytest.FixtureRequest, control_plane: ApiServer) -> Iterator[Place]:
+    """A namespace of `control_plane` for a module's tests, and a node whose kubelet pretends."""
+    kubelet = Kubelet(control_plane)
+    kubelet.start()
+    with (
+        _fresh_namespace(request, control_plane) as name,
+        contextlib.closing(Objects(control_plane)) as objects,
+    ):
+        yield Place(objects, name)
+    kubelet.stop()
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlencode
 
@@ -18,6 +19,10 @@ TIMEOUT_S = 30.0
 
 class Refused(AssertionError):
     """The API server said no."""
+
+
+class NotFound(Refused):
+    """There is no such object."""
 
 
 class Objects:
@@ -38,7 +43,7 @@ class Objects:
     def would_create(self, manifest: Object) -> Object:
         """What a POST of it would give, defaults included. Nothing is stored."""
         kind, namespace = kinds.BY_NAME[manifest["kind"]], manifest["metadata"]["namespace"]
-        return self._request("POST", kind.path(namespace), {"dryRun": "All"}, manifest)
+        return self.request("POST", kind.path(namespace), {"dryRun": "All"}, manifest)
 
     def edit(self, live: Object, changes: Mapping[str, Any]) -> Object:
         """What somebody else does, as a merge patch."""
@@ -48,6 +53,21 @@ class Objects:
     def delete(self, live: Object) -> None:
         """Delete it, and then what it owns."""
         self._ask("DELETE", live, {"propagationPolicy": "Background"})
+
+    def find(self, kind: kinds.Kind, namespace: str | None, name: str) -> Object | None:
+        """One object, None if there is none."""
+        try:
+            return self.request("GET", kind.path(namespace, name))
+        except NotFound:
+            return None
+
+    def all(
+        self, kind: kinds.Kind, namespace: str | None, *, selector: str = "", fields: str = ""
+    ) -> list[Object]:
+        """The objects of a namespace, or (None) of the cluster."""
+        query = {"labelSelector": selector, "fieldSelector": fields}
+        items: list[Object] = self.request("GET", kind.path(namespace), query)["items"]
+        return [{"apiVersion": kind.api_version, "kind": kind.name, **item} for item in items]
 
     def _ask(
         self,
@@ -60,16 +80,17 @@ class Objects:
         metadata = named["metadata"]
         path = kinds.BY_NAME[named["kind"]].path(metadata["namespace"], metadata["name"])
         body = named if body is None and method == "PATCH" else body
-        return self._request(method, path, query, body, content_type)
+        return self.request(method, path, query, body, content_type)
 
-    def _request(
+    def request(
         self,
         method: str,
         path: str,
-        query: Mapping[str, str],
-        body: Any,
+        query: Mapping[str, str] = MappingProxyType({}),
+        body: Any = None,
         content_type: str = "application/json",
     ) -> Object:
+        """Whatever else: what the API server answers."""
         headers = {"Content-Type": content_type, "Accept": "application/json"}
         if token := self._client.configuration.auth_settings().get("BearerToken"):
             headers["Authorization"] = token["value"]
@@ -82,5 +103,6 @@ class Objects:
         )
         data: Object = json.loads(answer.data)
         if answer.status >= 400:
-            raise Refused(f"{answer.status} {data['message']}")
+            refusal = NotFound if answer.status == 404 else Refused
+            raise refusal(f"{answer.status} {data['message']}")
         return data
