@@ -1,0 +1,553 @@
+"""Whatever somebody else writes into a child's spec, by whichever kind of request, one pass puts
+it back, and the next one has nothing to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from servewright_api.modelservice import ModelService
+from servewright_operator import foreign, kinds, metrics, names
+from servewright_operator.apply import Applier, Outcome
+from servewright_operator.client import ApiError, Client
+from servewright_operator.holding import with_hash
+from servewright_operator.objects import Object
+from servewright_operator.store import Store
+from support.apiserver import ApiServer
+from support.desired import children_of, one
+from support.objects import Objects, Refused
+from support.operators import configuration
+from support.tree import ROOT
+
+# Each example is some ten requests.
+EXAMPLES = 40
+JSON, MERGE, STRATEGIC, APPLY = (
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+    "application/apply-patch+yaml",
+)
+
+
+@dataclass
+class Cluster:
+    """The children of one ModelService, those who edit them, and the operator's passes."""
+
+    server: ApiServer
+    objects: Objects
+    owner: Object
+    children: list[Object]
+
+    def fresh(self, kind: str) -> Object:
+        """A child as the operator applied it."""
+        desired = one(self.children, kind)
+        live = self.find(desired)
+        if live is not None:
+            self.objects.delete(live)
+        return self.objects.apply(with_hash(desired))
+
+    def find(self, named: Object) -> Object | None:
+        metadata = named["metadata"]
+        kind = kinds.BY_NAME[named["kind"]]
+        return self.objects.find(kind, metadata["namespace"], metadata["name"])
+
+    def get(self, named: Object) -> Object:
+        live = self.find(named)
+        assert live is not None
+        return live
+
+    def edit(self, live: Object, content_type: str, body: Any, manager: str = "somebody") -> None:
+        """A request of somebody else, by force where it may be."""
+        metadata = live["metadata"]
+        query = {"fieldManager": manager}
+        if content_type == APPLY:
+            query["force"] = "true"
+            identity = {key: metadata[key] for key in ("name", "namespace")}
+            body = {key: live[key] for key in ("apiVersion", "kind")} | {
+                "metadata": identity,
+                "spec": body["spec"],
+            }
+        path = kinds.BY_NAME[live["kind"]].path(metadata["namespace"], metadata["name"])
+        self.objects.request("PATCH", path, query, body, content_type)
+
+    def kubectl(self, *words: str) -> None:
+        self.server.kubectl(*words, f"--namespace={self.owner['metadata']['namespace']}")
+
+    def pass_over(self, *live: Object) -> Outcome:
+        """What the operator does about children that it sees so. Raises ApiError."""
+        store = Store()
+        for seen in (self.owner, *live):
+            store.put(copy.deepcopy(seen))
+        desired = [one(self.children, seen["kind"]) for seen in live]
+        outcome = Outcome()
+
+        async def run() -> None:
+            async with Client(await configuration(self.server.kubeconfig)) as client:
+                applier = Applier(client, time.monotonic)
+                known = store.children(self.owner)
+                await applier.bring_about(self.owner, known, desired, (), outcome)
+
+        asyncio.run(run())
+        return outcome
+
+    def put_back(self, kind: str) -> list[str]:
+        """What a pass tells that it put back; a second one finds nothing to do."""
+        desired = one(self.children, kind)
+        outcome = self.pass_over(self.get(desired))
+        assert outcome.refused == []
+        asked = requests()
+        assert self.pass_over(self.get(desired)) == Outcome()
+        assert requests() == asked
+        return [note.message for note in outcome.notes]
+
+
+def requests() -> float:
+    """How many this process sent to API servers as an operator."""
+    samples = (sample for metric in metrics.API_REQUESTS.collect() for sample in metric.samples)
+    return sum(sample.value for sample in samples if sample.name.endswith("_total"))
+
+
+@pytest.fixture
+def cluster(api_server: ApiServer, namespace: str) -> Iterator[Cluster]:
+    text = (ROOT / "tests" / "golden" / "everything" / "in.yaml").read_text()
+    manifest = yaml.safe_load(text)["modelService"]
+    manifest["metadata"]["namespace"] = namespace
+    api_server.kubectl("apply", "--filename=-", stdin=json.dumps(manifest))
+    objects = Objects(api_server)
+    owner = objects.find(kinds.MODEL_SERVICE, namespace, manifest["metadata"]["name"])
+    assert owner is not None
+    service = ModelService.model_validate(manifest)
+    yield Cluster(api_server, objects, owner, children_of(service, uid=owner["metadata"]["uid"]))
+    objects.close()
+
+
+def in_pod(**fields: Any) -> Object:
+    return {"spec": {"template": {"spec": fields}}}
+
+
+def in_replica(**fields: Any) -> Object:
+    return in_pod(containers=[{"name": names.REPLICA_CONTAINER, **fields}])
+
+
+REPLICA = "/spec/template/spec/containers/0"
+EXEC = {"exec": {"command": ["true"]}}
+EDITS: list[tuple[str, str, str, Any, str]] = [
+    (
+        "a container",
+        "Deployment",
+        STRATEGIC,
+        in_pod(containers=[{"name": "side", "image": "x"}]),
+        "spec.template.spec.containers[side] set by somebody",
+    ),
+    (
+        "a volume and its mount",
+        "Deployment",
+        STRATEGIC,
+        in_pod(
+            volumes=[{"name": "v", "emptyDir": {}}],
+            containers=[{"name": "replica", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}],
+        ),
+        "spec.template.spec.volumes[v] set by somebody",
+    ),
+    (
+        "a key of the nodeSelector",
+        "Deployment",
+        MERGE,
+        in_pod(nodeSelector={"disk": "hdd"}),
+        "spec.template.spec.nodeSelector set by somebody",
+    ),
+    (
+        "a label of the pods",
+        "Deployment",
+        MERGE,
+        {"spec": {"template": {"metadata": {"labels": {"theirs": "1"}}}}},
+        "spec.template.metadata.labels.theirs set by somebody",
+    ),
+    (
+        "the network of the host",
+        "Deployment",
+        MERGE,
+        in_pod(hostNetwork=True),
+        "spec.template.spec.hostNetwork set by somebody",
+    ),
+    (
+        "another default",
+        "Deployment",
+        MERGE,
+        in_pod(schedulerName="theirs"),
+        "spec.template.spec.schedulerName set by somebody",
+    ),
+    (
+        "the default itself, claimed",
+        "Deployment",
+        APPLY,
+        in_pod(dnsPolicy="ClusterFirst"),
+        "spec.template.spec.dnsPolicy set by somebody",
+    ),
+    (
+        "a hook",
+        "Deployment",
+        APPLY,
+        in_replica(lifecycle={"preStop": EXEC}),
+        "spec.template.spec.containers[replica].lifecycle.preStop.exec.command set by somebody",
+    ),
+    (
+        "the half of a volume",
+        "Deployment",
+        APPLY,
+        in_pod(volumes=[{"name": "model", "emptyDir": {"sizeLimit": "1Ki"}}]),
+        "spec.template.spec.volumes[model].emptyDir.sizeLimit set by somebody",
+    ),
+    # Together with ours these would be refused: no probe has two handlers, no volume two sources.
+    (
+        "another handler of a probe",
+        "Deployment",
+        JSON,
+        [{"op": "replace", "path": f"{REPLICA}/livenessProbe", "value": EXEC}],
+        "spec.template.spec.containers[replica].livenessProbe.exec.command set by somebody",
+    ),
+    (
+        "another source of a volume",
+        "Deployment",
+        JSON,
+        [
+            {
+                "op": "replace",
+                "path": "/spec/template/spec/volumes/0",
+                "value": {"name": "tmp", "hostPath": {"path": "/"}},
+            }
+        ],
+        "spec.template.spec.volumes[tmp].hostPath set by somebody",
+    ),
+    (
+        "a variable twice",
+        "Deployment",
+        JSON,
+        [{"op": "add", "path": f"{REPLICA}/env/-", "value": {"name": "HOME", "value": "/theirs"}}],
+        "spec.template.spec.containers[replica].env[HOME] set by somebody",
+    ),
+    (
+        "all containers replaced",
+        "Deployment",
+        MERGE,
+        in_pod(containers=[{"name": "side", "image": "x"}]),
+        "spec.template.spec.containers[replica] changed",
+    ),
+    (
+        "the way of rollouts",
+        "Deployment",
+        MERGE,
+        {"spec": {"strategy": {"type": "Recreate", "rollingUpdate": None}}},
+        "spec.strategy.type set by somebody",
+    ),
+    (
+        "a port",
+        "Service",
+        APPLY,
+        {"spec": {"ports": [{"name": "x", "port": 9999}]}},
+        "spec.ports[9999/TCP] set by somebody",
+    ),
+    (
+        "addresses outside",
+        "Service",
+        MERGE,
+        {"spec": {"externalIPs": ["192.0.2.1"]}},
+        "spec.externalIPs set by somebody",
+    ),
+    (
+        "a load balancer",
+        "Service",
+        MERGE,
+        {"spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local"}},
+        "spec.type set by somebody",
+    ),
+    (
+        "sessions",
+        "Service",
+        MERGE,
+        {"spec": {"sessionAffinity": "ClientIP"}},
+        "spec.sessionAffinity set by somebody",
+    ),
+    (
+        "kinds of traffic",
+        "NetworkPolicy",
+        MERGE,
+        {"spec": {"policyTypes": ["Ingress"]}},
+        "spec.policyTypes set by somebody",
+    ),
+    (
+        "another bound",
+        "PodDisruptionBudget",
+        MERGE,
+        {"spec": {"maxUnavailable": None, "minAvailable": 1}},
+        "spec.minAvailable set by somebody",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "content_type", "changes", "told"),
+    [case[1:] for case in EDITS],
+    ids=[f"{case[0]} of a {case[1]}" for case in EDITS],
+)
+def test_what_somebody_else_sets_is_told_and_undone(
+    cluster: Cluster, kind: str, content_type: str, changes: Any, told: str
+) -> None:
+    live = cluster.fresh(kind)
+    cluster.edit(live, content_type, changes)
+    assert cluster.get(live)["metadata"]["resourceVersion"] != live["metadata"]["resourceVersion"]
+    (message,) = cluster.put_back(kind)
+    assert told in message
+    after = cluster.get(live)
+    assert after["spec"] == live["spec"]
+    assert foreign.fields(after) == []
+
+
+COMMANDS: list[tuple[tuple[str, ...], str]] = [
+    (("set", "env", "deployment", "NEW=1"), ".env[NEW] set by kubectl-set"),
+    (("set", "env", "deployment", "HOME-"), ".env[HOME] changed"),
+    (("set", "image", "deployment", "*=theirs"), ".image set by kubectl-set"),
+    (("set", "resources", "deployment", "--limits=cpu=7"), ".limits.cpu set by kubectl-set"),
+    (("set", "serviceaccount", "deployment", "theirs"), ".serviceAccountName set by kubectl-set"),
+    (
+        ("rollout", "restart", "deployment"),
+        ".annotations.kubectl.kubernetes.io/restartedAt set by kubectl-rollout",
+    ),
+    (("rollout", "pause", "deployment"), "spec.paused set by kubectl-rollout"),
+    (("scale", "deployment", "--replicas=9"), "spec.replicas changed"),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"), COMMANDS, ids=[" ".join(words) for words, _ in COMMANDS]
+)
+def test_what_kubectl_does_to_the_deployment_is_undone(
+    cluster: Cluster, words: tuple[str, ...], told: str
+) -> None:
+    live = cluster.fresh("Deployment")
+    at = words.index("deployment")
+    cluster.kubectl(*words[:at], f"deployment/{live['metadata']['name']}", *words[at + 1 :])
+    (message,) = cluster.put_back("Deployment")
+    assert told in message
+    assert cluster.get(live)["spec"] == live["spec"]
+
+
+def test_labels_and_annotations_of_a_child_stay_whosever_they_are(cluster: Cluster) -> None:
+    live = cluster.fresh("Deployment")
+    theirs = {"metadata": {"labels": {"theirs": "1"}, "annotations": {"theirs.example": "2"}}}
+    cluster.edit(live, MERGE, {**theirs, **in_pod(hostNetwork=True)})
+    assert len(cluster.put_back("Deployment")) == 1
+    metadata = cluster.get(live)["metadata"]
+    assert metadata["labels"]["theirs"] == "1"
+    assert metadata["annotations"]["theirs.example"] == "2"
+    cluster.edit(live, MERGE, {"metadata": {"labels": {"theirs": "3"}}})
+    assert cluster.put_back("Deployment") == []
+
+
+def test_an_edit_that_the_operator_has_not_seen_is_not_lost_from_the_book(
+    cluster: Cluster,
+) -> None:
+    live = cluster.fresh("Deployment")
+    cluster.edit(live, MERGE, in_pod(hostNetwork=True), "first")
+    seen = cluster.get(live)
+    cluster.edit(live, MERGE, in_pod(hostPID=True), "second")
+    with pytest.raises(ApiError) as refused:
+        cluster.pass_over(seen)
+    assert refused.value.status == 409
+    (message,) = cluster.put_back("Deployment")
+    assert "hostNetwork set by first" in message
+    assert "hostPID set by second" in message
+    assert cluster.get(live)["spec"] == live["spec"]
+
+
+def test_an_operator_that_ends_half_way_leaves_the_rest_to_the_next(cluster: Cluster) -> None:
+    live = cluster.fresh("Deployment")
+    cluster.edit(live, MERGE, in_pod(hostNetwork=True))
+    # What it does first changes nothing that runs, and all that it knew is then in the object.
+    adoption = foreign.adoption(cluster.get(live))
+    cluster.edit(live, MERGE, adoption, names.FIELD_MANAGER)
+    assert cluster.get(live)["spec"]["template"]["spec"]["hostNetwork"] is True
+    cluster.put_back("Deployment")
+    assert cluster.get(live)["spec"] == live["spec"]
+
+
+def test_a_book_that_somebody_emptied_is_begun_anew(cluster: Cluster) -> None:
+    live = cluster.fresh("Deployment")
+    cluster.edit(live, MERGE, {"metadata": {"managedFields": [{}]}, **in_pod(hostNetwork=True)})
+    assert "managedFields" not in cluster.get(live)["metadata"]
+    # Nobody can tell whose the addition is until the next apply, and after it all can.
+    cluster.edit(live, MERGE, {"spec": {"replicas": 7}})
+    cluster.pass_over(cluster.get(live))
+    cluster.put_back("Deployment")
+    assert cluster.get(live)["spec"] == live["spec"]
+
+
+# Any edits
+
+
+def optional(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Object]:
+    return st.fixed_dictionaries({}, optional=fields)
+
+
+def lists(items: st.SearchStrategy[Any], key: str) -> st.SearchStrategy[list[Any]]:
+    return st.lists(items, max_size=2, unique_by=lambda item: item[key])
+
+
+VALUES = st.sampled_from(["", "1", "theirs"])
+VARIABLES = st.fixed_dictionaries(
+    {"name": st.sampled_from(["HOME", "NEW", "LANG", "SERVEWRIGHT_REVISION"])},
+    optional={"value": VALUES},
+)
+MOUNTS = st.fixed_dictionaries(
+    {"name": st.sampled_from(["tmp", "model"]), "mountPath": st.sampled_from(["/tmp", "/more"])}  # noqa: S108
+)
+PROBES = st.one_of(
+    st.just(EXEC),
+    optional(periodSeconds=st.integers(1, 9), httpGet=st.just({"path": "/", "port": 1})),
+)
+CONTAINERS = st.fixed_dictionaries(
+    {"name": st.sampled_from(["replica", "side"]), "image": st.just("theirs")},
+    optional={
+        "env": lists(VARIABLES, "name"),
+        "volumeMounts": lists(MOUNTS, "mountPath"),
+        "livenessProbe": PROBES,
+        "lifecycle": st.just({"preStop": EXEC}),
+        "workingDir": VALUES,
+        "ports": st.just([{"containerPort": 9999, "protocol": "UDP"}]),
+        "resources": st.just({"limits": {"ephemeral-storage": "1Gi"}}),
+        "securityContext": st.just({"runAsUser": 0, "runAsNonRoot": False}),
+        "terminationMessagePath": st.just("/dev/theirs"),
+    },
+)
+SOURCES = st.sampled_from(
+    [{"emptyDir": {}}, {"emptyDir": {"medium": "Memory"}}, {"hostPath": {"path": "/"}}]
+)
+VOLUMES = st.builds(
+    lambda name, source: {"name": name, **source},
+    st.sampled_from(["tmp", "model", "theirs"]),
+    SOURCES,
+)
+PODS = optional(
+    containers=lists(CONTAINERS, "name"),
+    initContainers=lists(CONTAINERS, "name"),
+    volumes=lists(VOLUMES, "name"),
+    nodeSelector=st.dictionaries(st.sampled_from(["disk", "zone"]), VALUES, max_size=2),
+    tolerations=st.just([{"operator": "Exists"}]),
+    hostNetwork=st.booleans(),
+    dnsPolicy=st.sampled_from(["ClusterFirst", "Default"]),
+    terminationGracePeriodSeconds=st.integers(0, 3),
+    imagePullSecrets=st.just([{"name": "theirs"}]),
+    hostAliases=st.just([{"ip": "192.0.2.1", "hostnames": ["theirs"]}]),
+    affinity=st.just({"podAntiAffinity": {}}),
+    securityContext=optional(fsGroup=st.just(1), runAsNonRoot=st.just(False)),
+    serviceAccountName=st.just("theirs"),
+    topologySpreadConstraints=st.just(
+        [
+            {
+                "maxSkew": 1,
+                "topologyKey": "zone",
+                "whenUnsatisfiable": "DoNotSchedule",
+                "labelSelector": {"matchLabels": {"a": "b"}},
+            }
+        ]
+    ),
+)
+SPECS = optional(
+    replicas=st.integers(0, 9),
+    minReadySeconds=st.integers(0, 9),
+    paused=st.booleans(),
+    strategy=st.just({"type": "Recreate", "rollingUpdate": None}),
+    template=st.fixed_dictionaries(
+        {"spec": PODS},
+        optional={
+            "metadata": optional(
+                labels=st.just({"theirs": "1"}), annotations=st.just({"theirs": "1"})
+            )
+        },
+    ),
+)
+Edit = Callable[[Cluster, Object], None]
+
+
+def by_patch(content_type: str, spec: Object, manager: str) -> Edit:
+    return lambda cluster, live: cluster.edit(live, content_type, {"spec": spec}, manager)
+
+
+def by_json_patch(spec: Object, manager: str) -> Edit:
+    """Fields replaced as they are, without any merging."""
+
+    def edit(cluster: Cluster, live: Object) -> None:
+        template = spec.get("template", {})
+        groups = [
+            ("/spec", {key: value for key, value in spec.items() if key != "template"}),
+            ("/spec/template/spec", template.get("spec", {})),
+        ]
+        changes = [
+            {"op": "add", "path": f"{path}/{key}", "value": value}
+            for path, fields in groups
+            for key, value in fields.items()
+        ]
+        cluster.edit(live, JSON, changes, manager)
+
+    return edit
+
+
+def by_order(random: Any) -> Edit:
+    """Lists in another order, and nothing else."""
+
+    def edit(cluster: Cluster, live: Object) -> None:
+        pod = cluster.get(live)["spec"]["template"]["spec"]
+        places = {"/spec/template/spec/volumes": pod["volumes"]}
+        for index, container in enumerate(pod["containers"]):
+            for field in ("env", "ports", "volumeMounts"):
+                if field in container:
+                    path = f"/spec/template/spec/containers/{index}/{field}"
+                    places[path] = container[field]
+        changes = [
+            {"op": "replace", "path": path, "value": random.sample(items, len(items))}
+            for path, items in places.items()
+        ]
+        cluster.edit(live, JSON, changes, "orderly")
+
+    return edit
+
+
+MANAGERS = st.sampled_from(["kubectl-edit", "gitops"])
+ANY_EDITS = st.lists(
+    st.one_of(
+        st.builds(by_patch, st.sampled_from([MERGE, STRATEGIC, APPLY]), SPECS, MANAGERS),
+        st.builds(by_json_patch, SPECS, MANAGERS),
+        st.builds(by_order, st.randoms(use_true_random=False)),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ANY_EDITS)
+def test_one_pass_undoes_any_edits_and_the_next_writes_nothing(
+    cluster: Cluster, edits: list[Edit]
+) -> None:
+    live = cluster.fresh("Deployment")
+    for edit in edits:
+        try:
+            edit(cluster, live)
+        except Refused:
+            event("refused")  # as invalid, by the API server itself
+    is_edited = cluster.get(live)["spec"] != live["spec"]
+    event(f"edited: {is_edited}")
+    told = cluster.put_back("Deployment")
+    assert told or not is_edited
+    assert cluster.get(live)["spec"] == live["spec"]
