@@ -87,7 +87,7 @@ def _remembered(
         return _pending(revision)
     if ready.get("reason") == Reason.PROBE_SUCCEEDED and time is not None:
         return _fresh(revision, time, lifetime + REWRITTEN_AFTER, now)
-    if ready.get("reason") in _WITHOUT_SUCCESS:
+    if text(ready, "reason") in _WITHOUT_SUCCESS:
         status: Truth = "False" if ready.get("status") == "False" else "Unknown"
         return Probed(status, text(ready, "reason"), text(ready, "message"))
     return _pending(revision)
