@@ -152,12 +152,20 @@ class Reconciler:
         return outcome
 
     async def _tell(self, service: Object, plan: Plan, outcome: Outcome) -> bool:
-        """Write status if it differs, then post Events: whether it differed."""
-        is_new = bool(plan.status != service.get("status", {}))
+        """Write status if it differs, then post Events: whether status was written.
+
+        What was decided before children were written is told by the next pass, which comes
+        soon: by then they have something to tell as well, and one write says it all.
+        """
+        notes = [
+            *outcome.notes,
+            *(Note("Warning", Reason.REFUSED, each.message) for each in outcome.refused),
+        ]
+        is_early = bool(outcome.written) and not outcome.refused
+        is_new = bool(plan.status != service.get("status", {})) and not is_early
         if is_new:
             self._store.put(await self._client.apply_status(service, plan.status))
-        refusals = [Note("Warning", Reason.REFUSED, each.message) for each in outcome.refused]
-        await self._events.post(service, [*outcome.notes, *refusals, *plan.notes])
+        await self._events.post(service, notes if is_early else [*notes, *plan.notes])
         return is_new
 
     def _plan_ahead(self, key: Key, plan: Plan, outcome: Outcome) -> None:

@@ -8,7 +8,7 @@ smaller than they come: a thousand ModelServices are seven thousand objects.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from servewright_operator import foreign, kinds, names
@@ -64,18 +64,21 @@ class Store:
         """Pods with the labels of a ModelService, made by a controller."""
         return [pod for pod in self._of(key, {kinds.POD.name}) if _controller(pod)]
 
-    def put(self, new: Object) -> Key | None:
-        """Learn of an object. Whose it is, if that says anything new; the store then owns `new`."""
-        metadata = new["metadata"]
-        uid, version = metadata["uid"], _version(new)
+    def is_news(self, new: Mapping[str, Any]) -> bool:
+        """Whether this form of an object is newer than what is known of it."""
+        uid, version = new["metadata"]["uid"], int(new["metadata"]["resourceVersion"])
         known = self._objects.get(uid)
         if known is not None and _version(known) >= version:
-            return None
-        if self._tombstones.get(uid, -1) >= version:
-            return None
+            return False
+        return self._tombstones.get(uid, -1) < version
+
+    def put(self, new: Object) -> Key | None:
+        """Learn of an object. Whose it is, if that says anything new; the store then owns `new`."""
         key = owner_key(new)
-        if key is None:
+        if key is None or not self.is_news(new):
             return None
+        metadata = new["metadata"]
+        uid = metadata["uid"]
         self._forget(uid)  # its key may be another one: labels can be edited
         self._objects[uid] = _pruned(new)
         self._keys[uid] = key
