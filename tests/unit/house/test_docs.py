@@ -64,6 +64,9 @@ def test_the_readmes_commands_exist() -> None:
                 assert target in TARGETS
             case [".venv/bin/servewright", command, *_]:
                 assert command in known
+            case ["helm" | "kubectl", *arguments]:  # run by tests/node
+                named = [word for word in arguments if word.startswith(("charts/", "examples/"))]
+                assert [path for path in named if not (ROOT / path).exists()] == []
             case _:
                 assert words[0] == "curl"
     assert ["make", "run"] in found
