@@ -41,7 +41,7 @@ def notes(service: Object, status: Object) -> list[Note]:
         elif reason in _STEPS and is_new:
             inform(reason, progressing["message"])
     degraded = changed(Condition.DEGRADED, "status", "reason")
-    if degraded and degraded["status"] == "True":
+    if degraded and degraded["status"] == "True" and degraded["reason"] != Reason.REFUSED:
         warn(Reason.POD_FAILING, degraded["message"])
     failure, known = mapping(status, "lastFailure"), mapping(before, "lastFailure")
     is_over = condition(after, Condition.DEGRADED)["status"] == "False"

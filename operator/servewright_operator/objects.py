@@ -120,6 +120,7 @@ class Observed:
     # The value of each generated Secret's key, existing or freshly made, by the Secret's name.
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     has_pod_monitors: bool = False  # the cluster has the kind PodMonitor
+    refused: str = ""  # why the API server took no child of the last pass, in its words
 
     def of_kind(self, kind: str) -> list[Object]:
         """The children of a kind."""

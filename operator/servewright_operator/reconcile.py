@@ -11,6 +11,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -59,6 +60,7 @@ class Reconciler:
         self._client, self._store, self._queue = client, store, queue
         self._observer, self._applier, self._events = observer, applier, events
         self._prober, self._pods, self._now = prober, pods, now
+        self._refused: dict[Key, str] = {}  # what the API server said in the last pass
 
     async def work(self) -> None:
         """Pass after pass, for ever. Whatever goes wrong in one is that one's matter."""
@@ -106,9 +108,11 @@ class Reconciler:
             self._queue.forget(key)
             self._prober.tell(key, None, {})
             self._observer.forget_secrets(key)
+            self._refused.pop(key, None)
             return "gone"
         now = self._now()
         observed = await self._observer.observe(key, service, now)
+        observed = replace(observed, refused=self._refused.get(key, ""))
         plan = decide.plan(observed, self._pods, now)
         outcome = await self._bring_about(key, service, observed.children, plan)
         is_told = await self._tell(service, plan, outcome)
@@ -123,7 +127,9 @@ class Reconciler:
                 "generation": service["metadata"].get("generation"),
             }
             log.info("reconciled", extra={**context, **changes})
+        self._refused.pop(key, None)
         if outcome.refused:
+            self._refused[key] = " ".join(error.message for error in outcome.refused)
             raise outcome.refused[0]
         return "changed" if is_changed else "same"
 

@@ -32,7 +32,7 @@ def verdicts(facts: Facts, failure: Failure | None, probed: Probed) -> list[Said
         _model_ready(facts, failure),
         available,
         progressing,
-        _degraded(failure),
+        _degraded(facts, failure),
         _ready(facts, available, progressing, failure, probed),
     ]
 
@@ -131,7 +131,10 @@ def _progressing(facts: Facts) -> Said:
     return said("True", Reason.ROLLING_OUT, f"Revision {target} is rolling out.")
 
 
-def _degraded(failure: Failure | None) -> Said:
+def _degraded(facts: Facts, failure: Failure | None) -> Said:
+    refused = facts.observed.refused
+    if refused:
+        return Said(Condition.DEGRADED, "True", Reason.REFUSED, refused)
     if failure is None:
         return Said(Condition.DEGRADED, "False", Reason.AS_EXPECTED, "No pod fails.")
     return Said(Condition.DEGRADED, "True", failure.reason, _sentence(words(failure)))

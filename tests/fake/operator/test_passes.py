@@ -132,7 +132,10 @@ def test_a_namesake_that_is_not_ours_stays_as_it_is(fake: FakeKubernetes) -> Non
     with running_operator(fake.url):
         eventually(lambda: _told(fake, "Refused"))
         eventually(lambda: fake.get("Deployment", "m"))  # the other children are made
-    assert (fake.get("Service", "m") or {})["spec"] == theirs["spec"]
+        assert (fake.get("Service", "m") or {})["spec"] == theirs["spec"]
+        eventually(lambda: _degraded(fake, "m") == "Refused")
+        fake.remove("Service", "m")
+        eventually(lambda: _degraded(fake, "m") == "AsExpected")
     assert _told(fake, "Refused") == [
         "Service m exists and does not belong to this ModelService: delete it, or give the "
         "ModelService another name."
@@ -167,6 +170,11 @@ def test_a_foreign_controller_is_not_fought_at_full_speed(fake: FakeKubernetes) 
             operator.pass_over("m")
     # At once, after 1 s, after 2 s more: no faster, however often a pass is made.
     assert fake.count("apply")["apply", "Deployment"] <= 3
+
+
+def _degraded(fake: FakeKubernetes, name: str) -> str:
+    conditions = (fake.get("ModelService", name) or {}).get("status", {}).get("conditions", [])
+    return next((one["reason"] for one in conditions if one["type"] == "Degraded"), "")
 
 
 def _told(fake: FakeKubernetes, reason: str) -> list[str]:
