@@ -141,6 +141,16 @@ EDITS: list[tuple[str, Object, Callable[[Object], bool]]] = [
     ),
     (
         "deployment",
+        {"spec": {"template": {"spec": {"nodeSelector": {"theirs": "1"}}}}},
+        lambda live: "nodeSelector" not in live["spec"]["template"]["spec"],
+    ),
+    (
+        "service",
+        {"spec": {"externalIPs": ["192.0.2.1"]}},
+        lambda live: "externalIPs" not in live["spec"],
+    ),
+    (
+        "deployment",
         {"metadata": {"labels": {"servewright.io/modelservice": "theirs"}}},
         lambda live: live["metadata"]["labels"]["servewright.io/modelservice"] == "m",
     ),
@@ -155,13 +165,15 @@ IDS = [
     "a Service's selector",
     "a NetworkPolicy's ingress",
     "a budget's limit",
+    "where a Deployment's pods may run",
+    "where a Service is reached",
     "whose a Deployment is",
     "who manages a Deployment",
 ]
 
 
 @pytest.mark.parametrize(("kind", "edit", "is_back"), EDITS, ids=IDS)
-def test_an_edit_of_what_is_ours_is_put_back_with_an_event(
+def test_an_edit_of_a_spec_of_ours_is_put_back_with_an_event(
     cluster: Cluster, kind: str, edit: Object, is_back: Callable[[Object], bool]
 ) -> None:
     cluster.apply(full_service())
@@ -181,6 +193,27 @@ def test_what_others_add_beside_ours_stays(cluster: Cluster) -> None:
     cluster.settle("m")
     assert writes() == before
     assert cluster.get("service", "m")["metadata"]["labels"]["theirs"] == "1"
+
+
+def test_what_was_added_while_no_operator_ran_is_dropped(
+    cluster: Cluster, api_server: ApiServer
+) -> None:
+    cluster.apply(full_service())
+    cluster.settle("m")
+    cluster.running.stop()
+    spec = cluster.get("deployment", "m")["spec"]
+    cluster.run("set", "env", "deployment/m", "NEW=1")
+    assert cluster.get("deployment", "m")["spec"] != spec
+    with running_operator(
+        api_server.kubeconfig,
+        identity="operator-2",
+        namespaces=(cluster.namespace,),
+        lease_namespace=cluster.namespace,
+    ) as running:
+        settle(running, "m", namespace=cluster.namespace)
+        assert cluster.get("deployment", "m")["spec"] == spec
+        (message,) = cluster.messages("Repaired")
+        assert "containers[replica].env[NEW] set by kubectl-set" in message
 
 
 @pytest.mark.parametrize("kind", CHILDREN.split(",")[:-1])
@@ -222,6 +255,43 @@ def test_a_modelservice_deleted_while_no_operator_runs_takes_its_children_along(
     with running_operator(control_plane.kubeconfig, identity="operator-2", **where) as running:
         eventually(lambda: running.operator.is_ready)
     assert writes() == before
+
+
+def test_a_rollout_that_somebody_else_began_is_undone(
+    control_plane: ApiServer, controlled_namespace: str
+) -> None:
+    with running_operator(
+        control_plane.kubeconfig,
+        namespaces=(controlled_namespace,),
+        lease_namespace=controlled_namespace,
+    ) as running:
+        cluster = Cluster(control_plane, controlled_namespace, running)
+
+        def pods() -> set[str]:
+            words = ("get", "pods", "--selector=servewright.io/modelservice=m")
+            return set(cluster.run(*words, "--output=jsonpath={..metadata.uid}").split())
+
+        def replica_sets() -> list[int]:
+            words = ("get", "replicasets", "--sort-by=.metadata.creationTimestamp")
+            found = cluster.run(*words, "--output=jsonpath={.items[*].spec.replicas}")
+            return [int(replicas) for replicas in found.split()]
+
+        cluster.apply(full_service())
+        eventually(lambda: len(pods()) == 2, interval_s=0.2)
+        # As a kubelet would tell. A Deployment with too few ready pods scales nothing away.
+        ready = {"conditions": [{"type": "Ready", "status": "True"}], "phase": "Running"}
+        for name in cluster.run("get", "pods", "--output=name").split():
+            changes = f"--patch={json.dumps({'status': ready})}"
+            cluster.run("patch", name, "--subresource=status", "--type=merge", changes)
+        cluster.settle("m")
+        before = pods()
+        cluster.run("rollout", "restart", "deployment/m")
+        eventually(lambda: cluster.messages("Repaired"), interval_s=0.2)
+        (message,) = cluster.messages("Repaired")
+        assert "kubectl.kubernetes.io/restartedAt set by kubectl-rollout" in message
+        # The new ReplicaSet, if there ever was one, is scaled away again; no pod was replaced.
+        eventually(lambda: replica_sets() in ([2], [2, 0]), interval_s=0.2)
+        eventually(lambda: pods() == before, interval_s=0.2)
 
 
 def test_a_namesake_of_a_deleted_modelservice_gets_children_of_its_own(
