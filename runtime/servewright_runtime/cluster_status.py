@@ -18,7 +18,7 @@ def print_status(
     Raises ConfigError where it cannot be looked at.
     """
     try:
-        from servewright_operator.showing import story
+        from servewright_operator.showing import render, story
         from servewright_operator.viewing import CannotLook, look
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -32,5 +32,9 @@ def print_status(
         view = asyncio.run(look(name, namespace=namespace, context=context, kubeconfig=kubeconfig))
     except CannotLook as error:
         raise ConfigError(str(error)) from error
-    Console().print(story(view, datetime.now(UTC)))
+    console, now = Console(), datetime.now(UTC)
+    if console.is_terminal:
+        console.print(story(view, now))
+    else:
+        print(render(view, now, width=console.width), end="")
     return view.is_ready
