@@ -35,7 +35,9 @@ _SECURITY: Object = {
 }
 # Kubernetes obeys these, and the runtime need not know them.
 _FOR_KUBERNETES = {"pod", "resources"}
-_SPREAD_KEYS = ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
+# Not the zone too: a node that lacks the label of one constraint counts for none of them, so on a
+# cluster without zones two replicas landed on one of two nodes.
+_SPREAD_KEY = "kubernetes.io/hostname"
 
 
 def template(service: ModelService, revision: str, pods: PodDefaults) -> Object:
@@ -146,14 +148,12 @@ def _probe(path: str, *, period_s: int, timeout_s: int, failures: int) -> Object
 
 
 def _spread(service: ModelService) -> list[Object]:
-    """The user's constraints, and for nodes and zones without one: spread where it can be."""
+    """The user's constraints, and for nodes without one: spread where it can be."""
     given = list(map(_plain, service.spec.pod.topology_spread))
-    keys = {constraint["topologyKey"] for constraint in given}
-    given += [
-        {"maxSkew": 1, "topologyKey": key, "whenUnsatisfiable": "ScheduleAnyway"}
-        for key in _SPREAD_KEYS
-        if key not in keys
-    ]
+    if all(constraint["topologyKey"] != _SPREAD_KEY for constraint in given):
+        given.append(
+            {"maxSkew": 1, "topologyKey": _SPREAD_KEY, "whenUnsatisfiable": "ScheduleAnyway"}
+        )
     counted = {
         "labelSelector": {"matchLabels": names.selector(service.metadata.name)},
         "matchLabelKeys": ["pod-template-hash"],  # each revision by itself

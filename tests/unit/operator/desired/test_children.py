@@ -237,9 +237,9 @@ def spread(*given: Object) -> list[tuple[str, str, int]]:
     ]
 
 
-def test_pods_are_spread_over_nodes_and_zones_unless_the_user_says_how() -> None:
+def test_pods_are_spread_over_nodes_unless_the_user_says_how() -> None:
     node, zone = "kubernetes.io/hostname", "topology.kubernetes.io/zone"
-    assert spread() == [(node, "ScheduleAnyway", 1), (zone, "ScheduleAnyway", 1)]
+    assert spread() == [(node, "ScheduleAnyway", 1)]
     strict = {"topologyKey": zone, "whenUnsatisfiable": "DoNotSchedule", "maxSkew": 2}
     assert spread(strict) == [(zone, "DoNotSchedule", 2), (node, "ScheduleAnyway", 1)]
     rack = {"topologyKey": "rack"}
