@@ -8,16 +8,15 @@ become one word, so that a status that was written once stays as it is.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import NamedTuple
 
-from servewright_operator import names, pods
+from servewright_operator import pods
 from servewright_operator.deployed import Deployed
+from servewright_operator.endings import Fault, end_of, ended_badly, explained, last_end
 from servewright_operator.objects import Failure, Object, Observed, PodWords, Question
-from servewright_operator.reading import at, condition, moment, objects, stamp, text, whole
+from servewright_operator.reading import at, condition, moment, objects, stamp, text
 
 MAX_MESSAGE, MAX_LOG_TAIL = 1024, 4096
 
@@ -26,7 +25,6 @@ MAX_MESSAGE, MAX_LOG_TAIL = 1024, 4096
 FIRST_LOOK = timedelta(seconds=10)
 _LAST_DOUBLING = 9  # 10 s * 2**9: each hour and a half from then on
 
-_NO_REASON = {"", "Error", "Completed"}
 _NO_FAULT = {"", "ContainerCreating", "PodInitializing"}
 _IMAGE_PULL = {"ErrImagePull", "ImagePullBackOff"}
 HANGING = "Hanging"
@@ -35,15 +33,6 @@ _BACK_OFF = re.compile(r'Back-off pulling image "[^"]*"(: ErrImagePull: )?')
 # What these Events say is told better elsewhere in the pod.
 _TOLD_ELSEWHERE = {"BackOff", "Failed", "FailedScheduling", "Unhealthy"}
 _CAMEL = re.compile(r"[A-Za-z][A-Za-z0-9]{0,63}")
-
-
-class Fault(NamedTuple):
-    """How a container's life ended, or (no exit code) what else is wrong with a pod."""
-
-    reason: str
-    message: str
-    exit_code: int | None = None
-    time: datetime | None = None
 
 
 def failing(observed: Observed, deployed: Deployed, now: datetime) -> list[Failure]:
@@ -71,8 +60,8 @@ def overcome(observed: Observed, now: datetime) -> list[Failure]:
         words = observed.words.get(pods.uid(pod), PodWords())
         if text(pod, "status", "phase") == "Failed":
             found.append(_failure(pod, _over(pod), words, now))
-        elif pods.is_ready(pod) and (ended := _last_end(pod)) is not None:
-            found.append(_failure(pod, _explained(ended, words), words, now))
+        elif pods.is_ready(pod) and (ended := last_end(pod)) is not None:
+            found.append(_failure(pod, explained(ended, words), words, now))
     return found
 
 
@@ -82,9 +71,9 @@ def questions(observed: Observed, deployed: Deployed, now: datetime) -> list[Que
     for pod in observed.pods:
         if pods.is_ending(pod) or not pods.uid(pod):
             continue
-        ended = next((one for one in pods.containers(pod) if _ended_badly(one)), None)
+        ended = next((one for one in pods.containers(pod) if ended_badly(one)), None)
         if ended is not None:
-            end = _end(ended)
+            end = end_of(ended)
             found.append(
                 Question(
                     uid=pods.uid(pod),
@@ -161,8 +150,8 @@ def _fault(pod: Object, words: PodWords, deployed: Deployed, observed: Observed)
     for status in pods.containers(pod):
         waiting = pods.state(status, "waiting")
         reason = text(waiting, "reason")
-        if _ended_badly(status):
-            return _explained(_end(status), words)
+        if ended_badly(status):
+            return explained(end_of(status), words)
         if reason in _IMAGE_PULL:
             message = _BACK_OFF.sub("", text(waiting, "message"))
             image = text(status, "image")
@@ -184,7 +173,7 @@ def _fault(pod: Object, words: PodWords, deployed: Deployed, observed: Observed)
 
 def _over(pod: Object) -> Fault:
     """Of a pod that will not run again: evicted, refused by the kubelet, its node shut down."""
-    ends = [_end(status) for status in pods.containers(pod) if _ended_badly(status)]
+    ends = [end_of(status) for status in pods.containers(pod) if ended_badly(status)]
     reason, message = text(pod, "status", "reason"), text(pod, "status", "message")
     if ends and not (reason or message):
         return ends[-1]
@@ -192,67 +181,6 @@ def _over(pod: Object) -> Fault:
     for kind in ("DisruptionTarget", "Ready"):
         time = time or moment(condition(pod, kind), "lastTransitionTime")
     return Fault(reason or "Failed", message or "The pod has failed.", code, time)
-
-
-def _ended_badly(status: Object) -> bool:
-    """Whether a container has ended, or ended before, where it should run on (or succeed)."""
-    if pods.state(status, "terminated"):
-        is_done = status.get("name") == names.FETCH_CONTAINER  # it may end, by succeeding
-        return not (is_done and whole(pods.state(status, "terminated"), "exitCode") == 0)
-    if status.get("name") == names.FETCH_CONTAINER:
-        return whole(pods.state(status, "terminated", last=True), "exitCode") != 0
-    return bool(pods.state(status, "terminated", last=True))
-
-
-def _last_end(pod: Object) -> Fault | None:
-    status = pods.container(pod, names.REPLICA_CONTAINER)
-    return _end(status, is_over=True) if pods.state(status, "terminated", last=True) else None
-
-
-def _end(status: Object, *, is_over: bool = False) -> Fault:
-    """How the container's present or last life ended, by its own message where it left one.
-
-    is_over: it runs well again.
-    """
-    is_restarted = bool(pods.state(status, "terminated", last=True)) and not is_over
-    ended = pods.state(status, "terminated") or pods.state(status, "terminated", last=True)
-    reason, message = text(ended, "reason"), text(ended, "message")
-    exit_code, time = whole(ended, "exitCode"), moment(ended, "finishedAt")
-    own = _own_words(message)
-    if own is not None:
-        said, message = own
-        reason = said if reason in _NO_REASON else reason
-    if reason in ("OOMKilled", "OutOfMemory"):
-        message = message or "Out of memory: the kernel killed the container."
-        return Fault("OOMKilled", message, exit_code, time)
-    if reason in _NO_REASON and is_restarted:
-        reason = "CrashLoopBackOff"  # in each state of the loop, which the kubelet turns through
-    message = message or f"The container {text(status, 'name')} ended with exit code {exit_code}."
-    return Fault(reason or "Error", message, exit_code, time)
-
-
-def _own_words(message: str) -> tuple[str, str] | None:
-    """The runtime's {reason, message}, in whichever line of a termination message it stands."""
-    for line in reversed(message.splitlines()):
-        try:
-            own = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if text(own, "reason") and text(own, "message"):
-            return text(own, "reason"), text(own, "message")
-    return None
-
-
-def _explained(ended: Fault, words: PodWords) -> Fault:
-    """A container that ended well was told to: by the kubelet, whose Event says why."""
-    unhealthy = [
-        event.removeprefix("Unhealthy: ")
-        for event in words.events
-        if event.startswith("Unhealthy: ") and not event.startswith("Unhealthy: Readiness")
-    ]
-    if ended.exit_code == 0 and unhealthy:
-        return ended._replace(reason="Unhealthy", message=unhealthy[-1])
-    return ended
 
 
 def _told_by_events(words: PodWords) -> Fault | None:
