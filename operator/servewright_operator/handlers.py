@@ -15,9 +15,8 @@ import kopf
 
 from servewright_operator import kinds, names
 from servewright_operator.kinds import Kind
-from servewright_operator.objects import Object
 from servewright_operator.queue import Queue
-from servewright_operator.store import Store
+from servewright_operator.store import Store, is_wish
 
 # What happens to children and pods comes in flurries, and each pass that sees something new writes
 # status: one after this long sees most of a flurry together.
@@ -43,7 +42,7 @@ def registry(
         key = store.remove(seen) if event["type"] == "DELETED" else store.put(seen)
         if key is None:
             return
-        if seen["kind"] == kinds.MODEL_SERVICE.name and _is_wish(before, seen):
+        if seen["kind"] == kinds.MODEL_SERVICE.name and is_wish(before, seen):
             queue.add(key)
         else:
             queue.add_after(key, FLURRY_S)
@@ -55,15 +54,6 @@ def registry(
     for kind in watched:
         kopf.on.event(*_selector(kind), registry=made, when=is_news)(learn)
     return made
-
-
-def _is_wish(before: Object | None, now: Object) -> bool:
-    """Whether somebody wants something else of a ModelService; else only its status is new."""
-    if before is None:
-        return True
-    old, new = before["metadata"], now["metadata"]
-    parts = ("generation", "annotations", "deletionTimestamp")
-    return any(old.get(part) != new.get(part) for part in parts)
 
 
 class _NoDiffs(kopf.DiffBaseStorage):

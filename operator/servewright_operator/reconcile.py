@@ -25,7 +25,7 @@ from servewright_operator.observe import Observer
 from servewright_operator.queue import Queue
 from servewright_operator.reasons import Reason
 from servewright_operator.settings import PodDefaults
-from servewright_operator.store import Store
+from servewright_operator.store import Store, is_wish
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class Reconciler:
         observed = replace(observed, refused=self._refused.get(key, ""))
         plan = decide.plan(observed, self._pods, now)
         outcome = await self._bring_about(key, service, observed.children, plan)
-        is_told = await self._tell(service, plan, outcome)
+        is_told = await self._tell(key, service, plan, outcome)
         self._prober.tell(key, plan.probe, plan.ask_state)
         self._plan_ahead(key, plan, outcome)
         is_changed = bool(outcome.written or outcome.deleted or is_told)
@@ -157,7 +157,7 @@ class Reconciler:
                     self._store.forget(child)
         return outcome
 
-    async def _tell(self, service: Object, plan: Plan, outcome: Outcome) -> bool:
+    async def _tell(self, key: Key, service: Object, plan: Plan, outcome: Outcome) -> bool:
         """Write status if it differs, then post Events: whether status was written.
 
         What was decided before children were written is told by the next pass, which comes
@@ -171,6 +171,9 @@ class Reconciler:
         is_new = bool(plan.status != service.get("status", {})) and not is_early
         if is_new:
             self._store.put(await self._client.apply_status(service, plan.status))
+            if is_wish(service, self._store.service(key) or {}):
+                # The answer held a change that no watch has told of yet, or ever will as news.
+                self._queue.add(key)
         await self._events.post(service, notes if is_early else [*notes, *plan.notes])
         return is_new
 

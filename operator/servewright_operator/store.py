@@ -152,6 +152,15 @@ class Store:
         return key
 
 
+def is_wish(before: Object | None, now: Object) -> bool:
+    """Whether somebody wants something else of a ModelService; else only its status is new."""
+    if before is None:
+        return True
+    old, new = before["metadata"], now.get("metadata", {})
+    parts = ("generation", "annotations", "deletionTimestamp")
+    return any(old.get(part) != new.get(part) for part in parts)
+
+
 def owner_key(of: Object) -> Key | None:
     """Which ModelService an object belongs to: the one that controls it, else by its label."""
     metadata = of["metadata"]

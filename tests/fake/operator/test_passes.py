@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from support.fake_kubernetes import FakeKubernetes
+from support.fake_kubernetes import FakeKubernetes, Fault
 from support.operators import make_service, running_operator, settle
 from support.waiting import eventually
 
@@ -170,6 +170,21 @@ def test_a_foreign_controller_is_not_fought_at_full_speed(fake: FakeKubernetes) 
             operator.pass_over("m")
     # At once, after 1 s, after 2 s more: no faster, however often a pass is made.
     assert fake.count("apply")["apply", "Deployment"] <= 3
+
+
+def test_an_edit_that_the_answer_to_a_status_brings_is_acted_on(fake: FakeKubernetes) -> None:
+    """No watch tells of it as news: what is known by then is the newer form of the answer."""
+    fake.faults.append(Fault("watch", "ModelService", delay_s=60.0, times=9))
+    fake.put(make_service("m"))
+    with running_operator(fake.url) as operator:
+        settle(operator, "m")
+        eventually(lambda: (fake.get("ModelService", "m") or {}).get("status"))
+        eventually(lambda: fake.count()["watch", "Deployment"])
+        fake.change("ModelService", "m", lambda live: live["spec"].update(replicas=2))
+        fake.change("Deployment", "m", lambda live: live.update(status={"replicas": 1}))
+        eventually(
+            lambda: (fake.get("Deployment", "m") or {})["spec"]["replicas"] == 2, timeout_s=10.0
+        )
 
 
 def _degraded(fake: FakeKubernetes, name: str) -> str:
