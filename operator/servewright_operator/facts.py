@@ -51,7 +51,8 @@ class Facts:
     def at_rest(self) -> Reason | None:
         """Why no replica is wanted, if none is."""
         if self.service is None:
-            return None
+            wants_none = self.deployed.revision and not self.deployed.wanted
+            return Reason.SCALED_TO_ZERO if wants_none else None
         if self.service.spec.suspend:
             return Reason.SUSPENDED
         return None if self.service.spec.replicas else Reason.SCALED_TO_ZERO

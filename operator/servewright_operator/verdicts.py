@@ -18,7 +18,7 @@ from servewright_operator.revisions import rolled_back
 
 _AT_REST = {
     Reason.SUSPENDED: "spec.suspend is true: no replica is wanted.",
-    Reason.SCALED_TO_ZERO: "spec.replicas is 0: no replica is wanted.",
+    Reason.SCALED_TO_ZERO: "No replica is wanted.",
 }
 
 
