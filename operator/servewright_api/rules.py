@@ -16,7 +16,7 @@ from pydantic.alias_generators import to_snake
 from servewright_api.modelservice import ModelService
 from servewright_api.quantity import parse_quantity
 from servewright_api.sources import SHAPES, Shape
-from servewright_api.values import is_none
+from servewright_api.values import API_KEYS_SUFFIX, PROBE_SUFFIX, is_none
 
 Finding = tuple[str, str]
 
@@ -25,7 +25,8 @@ Finding = tuple[str, str]
 class Rule:
     """What must hold of the value at a path.
 
-    at: the path; "spec.pod.env[]" is each entry of the list. Absent values break no rule.
+    at: the path; "spec.pod.env[]" is each entry of the list, "" the whole. Absent values break no
+    rule.
     field: which field below it the sentence is about, "" for the value itself.
     cel: None where the schema itself says so to the API server.
     """
@@ -42,7 +43,7 @@ def broken_rules(service: ModelService, *, in_cluster: bool = False) -> Iterator
     """All that is wrong with `service`: (field path, sentence)."""
     for rule in RULES:
         if in_cluster or not rule.in_cluster_alone:
-            for path, value in _values(service, rule.at.split(".")):
+            for path, value in _values(service, rule.at.split(".") if rule.at else ()):
                 if not rule.holds(value):
                     where = ".".join(filter(None, (path, rule.field)))
                     yield where, f"{rule.message}."
@@ -106,6 +107,26 @@ def _own_prefixes(group: str) -> Rule:
     )
 
 
+def _not_made_by_us(group: str, field: str) -> Rule:
+    """A Secret that the operator makes belongs to it: it writes and deletes it as it needs."""
+
+    def holds(service: ModelService) -> bool:
+        secret = getattr(getattr(service.spec, group), to_snake(field))
+        name = service.metadata.name
+        return secret is None or secret.name not in (name + API_KEYS_SUFFIX, name + PROBE_SUFFIX)
+
+    path = f"spec.{group}.{field}"
+    made = ", ".join(f"self.metadata.name + '{end}'" for end in (API_KEYS_SUFFIX, PROBE_SUFFIX))
+    return Rule(
+        "",
+        f"{path}.name",
+        f"is NAME{API_KEYS_SUFFIX} or NAME{PROBE_SUFFIX}, which the operator makes, changes and "
+        "deletes itself; give your Secret another name",
+        holds,
+        f"!has(self.{path}) || !(self.{path}.name in [{made}])",
+    )
+
+
 def _distinct(field: str, *keys: str) -> Rule:
     """No two entries of a list are the same in `keys`. Its type tells the API server."""
 
@@ -144,6 +165,8 @@ RULES: tuple[Rule, ...] = (
         lambda model: model.credentials_secret is None or model.source.startswith("https://"),
         "!has(self.credentialsSecret) || self.source.startsWith('https://')",
     ),
+    _not_made_by_us("model", "credentialsSecret"),
+    _not_made_by_us("access", "secretRef"),
     Rule(
         "spec.access",
         "secretRef",

@@ -43,6 +43,8 @@ PERCENT_PATTERN = r"^(100|[1-9]?[0-9])%$"
 # The longest name of a ModelService: those of its children are up to eleven characters longer,
 # and a label's value ends at 63.
 MAX_NAME = 52
+# Of the Secrets that the operator makes, behind the name of the ModelService.
+API_KEYS_SUFFIX, PROBE_SUFFIX = "-api-keys", "-probe"
 MAX_COUNT = 1000  # of replicas
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME, pattern=NAME_PATTERN)]

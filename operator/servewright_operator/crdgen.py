@@ -174,9 +174,9 @@ def _validation(rule: Rule, cel: str) -> Schema:
 
 
 def _place(root: Schema, path: str) -> Schema:
-    """The schema of the value at a path; [] leads to the entries of a list."""
+    """The schema of the value at a path; [] leads to the entries of a list, "" to all of it."""
     place = root
-    for part in path.split("."):
+    for part in path.split(".") if path else ():
         place = place["properties"][part.removesuffix("[]")]
         if part.endswith("[]"):
             place = place["items"]

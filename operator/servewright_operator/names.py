@@ -72,12 +72,12 @@ def revision_object(name: str, revision: str) -> str:
 
 def probe_secret(name: str) -> str:
     """Name of the Secret with the operator's own key."""
-    return f"{name}-probe"
+    return name + values.PROBE_SUFFIX
 
 
 def api_keys_secret(name: str) -> str:
     """Name of the Secret with the key that is made when the user names none."""
-    return f"{name}-api-keys"
+    return name + values.API_KEYS_SUFFIX
 
 
 def service_url(key: Key) -> str:

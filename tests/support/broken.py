@@ -33,7 +33,8 @@ class Broken:
         (found,) = (
             rule
             for rule in RULES
-            if self.words in rule.message and path in (rule.at, f"{rule.at}.{rule.field}")
+            if self.words in rule.message
+            and path in (rule.at, ".".join(filter(None, (rule.at, rule.field))))
         )
         return found
 
@@ -90,6 +91,27 @@ BROKEN = (
         "spec.model.credentialsSecret",
         {"spec.model.source": "pvc://claim/x", "spec.model.credentialsSecret": {"name": "token"}},
         _HTTPS,
+    ),
+    Broken(
+        "credentials in a Secret that the operator makes",
+        "the operator makes, changes and deletes itself",
+        "spec.model.credentialsSecret.name",
+        {**_HTTPS, "spec.model.credentialsSecret": {"name": "mine-api-keys"}},
+        {"spec.model.credentialsSecret": {"name": "yours-api-keys"}},
+    ),
+    Broken(
+        "keys in the Secret that the operator makes for them",
+        "the operator makes, changes and deletes itself",
+        "spec.access.secretRef.name",
+        {**_HTTPS, "spec.access.secretRef": {"name": "mine-api-keys"}},
+        {"spec.access.secretRef": {"name": "mine"}},
+    ),
+    Broken(
+        "keys in the operator's own Secret",
+        "the operator makes, changes and deletes itself",
+        "spec.access.secretRef.name",
+        {**_HTTPS, "spec.access.secretRef": {"name": "mine-probe"}},
+        {"spec.access.secretRef": {"name": "mine-probes"}},
     ),
     Broken(
         "keys that nobody asks for",
