@@ -28,8 +28,9 @@ def registry(
     watched: Iterable[Kind],
     store: Store,
     queue: Queue,
+    relisted: Callable[[], None],
 ) -> kopf.OperatorRegistry:
-    """Handlers that watch kinds, and the way to log in."""
+    """Handlers that watch kinds, and the way to log in. relisted: called when kopf LISTs."""
     made = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=made)
@@ -48,6 +49,8 @@ def registry(
             queue.add_after(key, FLURRY_S)
 
     def is_news(event: kopf.RawEvent, **_: Any) -> bool:
+        if event["type"] is None:  # an item of a LIST
+            relisted()
         # Half of all events echo our own writes; calling a handler costs kopf a millisecond.
         return event["type"] == "DELETED" or store.is_news(event["object"])
 
@@ -107,7 +110,6 @@ def settings(watched: Iterable[Kind]) -> kopf.OperatorSettings:
     made.networking.request_timeout = 30
     made.networking.error_backoffs = _Backoffs()
     made.networking.enforce_retry_after = True
-    made.networking.trust_env = True
     made.watching.connect_timeout = 10
     made.watching.server_timeout = 600
     made.watching.chunk_size = 500

@@ -1,8 +1,10 @@
-"""LISTs everything: at the start, once more soon, then every few minutes.
+"""LISTs everything: at the start, once more soon, then every few minutes, and soon after kopf did.
 
 The first LIST is what the first passes work from. The second closes the gap between it and the
 moment at which each of kopf's watches began. The later ones find what a watch missed: an object
-that went away while a watch was down stays in the store until a LIST lacks it.
+that went away while a watch was down stays in the store until a LIST lacks it. That is looked for
+whenever a watch could not go on where it was and kopf had to LIST: it tells what there is, never
+what is no longer there.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ from servewright_operator.store import Store
 
 log = logging.getLogger(__name__)
 
-_SECOND_AFTER_S = 15.0
+SECOND_AFTER_S = 15.0
 _RETRY_S = 2.0
+# One cause, an API server that restarts, makes all watches begin anew: one round for all of them.
+_AFTER_RELIST_S = 2.0
 _JITTER = 0.2  # of the period, either way, so that operators do not LIST together
 # All keys get a pass within this part of the period, one after the other.
 _SPREAD = 0.5
@@ -50,6 +54,11 @@ class Resync:
         self._client, self._store, self._queue = client, store, queue
         self._scopes: Sequence[str | None] = namespaces or (None,)
         self._period_s, self._on_list = period_s, on_list
+        self._relisted = asyncio.Event()
+
+    def relisted(self) -> None:
+        """kopf has LISTed some kind: its watch could not go on."""
+        self._relisted.set()
 
     async def first(self) -> None:
         """LIST until it succeeds, and queue every ModelService."""
@@ -66,11 +75,21 @@ class Resync:
 
     async def forever(self) -> None:
         """The rounds after the first."""
-        await self._round(min(_SECOND_AFTER_S, self._period_s))
+        await self._round(min(SECOND_AFTER_S, self._period_s))
         while True:
             await self._round(self._period_s * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311
             for key in self._store.service_keys():
                 self._queue.add_after(key, self._period_s * _SPREAD * random.random())  # noqa: S311
+
+    async def after_relists(self) -> None:
+        """A round soon after kopf has LISTed, but for its first LISTs: the second round is."""
+        await asyncio.sleep(min(SECOND_AFTER_S, self._period_s))
+        self._relisted.clear()
+        while True:
+            await self._relisted.wait()
+            await asyncio.sleep(_AFTER_RELIST_S)
+            self._relisted.clear()
+            await self._round(0.0)
 
     async def once(self) -> set[names.Key]:
         """LIST every kind once: whose objects changed. Raises ApiError, NotInstalled."""

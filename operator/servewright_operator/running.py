@@ -10,7 +10,7 @@ import logging
 import signal
 import threading
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from kubernetes.aio.client import Configuration
@@ -25,8 +25,7 @@ from servewright_operator.lease import Lease
 from servewright_operator.observe import Observer
 from servewright_operator.probing import Prober
 from servewright_operator.queue import on_loop
-from servewright_operator.reading import condition
-from servewright_operator.reasons import Condition
+from servewright_operator.reading import objects, text
 from servewright_operator.reconcile import Reconciler
 from servewright_operator.resync import Resync
 from servewright_operator.settings import Settings
@@ -122,10 +121,13 @@ class Operator:
             await _race(
                 *(reconciler.work() for _ in range(settings.workers)),
                 resync.forever(),
-                self._watch(client, watched),
+                resync.after_relists(),
+                self._watch(client, watched, resync.relisted),
             )
 
-    async def _watch(self, client: Client, watched: Sequence[Kind]) -> None:
+    async def _watch(
+        self, client: Client, watched: Sequence[Kind], relisted: Callable[[], None]
+    ) -> None:
         started = asyncio.Event()
 
         async def heed_signals_again() -> None:
@@ -136,7 +138,7 @@ class Operator:
             again = group.create_task(heed_signals_again())
             try:
                 await handlers.watch(
-                    handlers.registry(client.login, watched, self.store, self.queue),
+                    handlers.registry(client.login, watched, self.store, self.queue, relisted),
                     handlers.settings(watched),
                     namespaces=self._settings.namespaces,
                     identity=self._settings.identity,
@@ -159,9 +161,8 @@ class Operator:
         """Set the gauges that are counted only when somebody looks."""
         counts: Counter[tuple[str, str]] = Counter()
         for key in self.store.service_keys():
-            service = self.store.service(key) or {}
-            for kind in Condition:
-                counts[kind, condition(service, kind).get("status", "Unknown")] += 1
+            for said in objects(self.store.service(key), "status", "conditions"):
+                counts[text(said, "type"), text(said, "status")] += 1
         metrics.CONDITIONS.clear()
         for labels, count in counts.items():
             metrics.CONDITIONS.labels(*labels).set(count)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
+from servewright_operator import resync
 from servewright_operator.resync import NotInstalled
 from support.fake_kubernetes import FakeKubernetes, Fault
 from support.operators import (
@@ -49,6 +50,20 @@ def test_what_vanished_while_no_watch_was_up_is_found_by_a_list(fake: FakeKubern
         eventually(lambda: fake.get("Service", "m"))
         fake.remove("ModelService", "m", told=False)
         eventually(lambda: len(operator.operator.store.service_keys()) == 0)
+
+
+def test_what_vanished_before_a_410_is_found_without_waiting_for_the_next_resync(
+    fake: FakeKubernetes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resync, "SECOND_AFTER_S", 0.1)
+    fake.put(make_service("m"))
+    with running_operator(fake.url, resync_s=3600.0) as operator:
+        settle(operator, "m")
+        eventually(lambda: fake.count("watch").total() >= WATCHES)
+        eventually(lambda: fake.count()["list", "ModelService"] >= 3)  # ours twice and kopf's
+        fake.remove("Service", "m", told=False)
+        fake.cut_watches(gone=True)
+        eventually(lambda: fake.get("Service", "m"))
 
 
 @pytest.mark.parametrize("code", [409, 429, 500, 503])
