@@ -1,0 +1,114 @@
+"""What a ModelService's status says while its pods fail: their own words, found by the operator's
+process through real objects, and never that it is ready."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from servewright_operator import kinds
+from servewright_operator.objects import Object
+from support.apiserver import ApiServer
+from support.kubelet import CRASH_MESSAGE, PULL_MESSAGE, fated
+from support.operator_process import OperatorProcess, operator_process
+from support.place import Place
+from support.waiting import eventually
+
+NOWHERE = {"nodeSelector": {"example.com/gpu": "h900"}}
+# What is in spec.pod, and (reason, part of the message, exit code) of lastFailure and Degraded.
+CASES: Mapping[str, tuple[dict[str, Any], tuple[str, str, int | None]]] = {
+    "no-image": (fated("no image"), ("ErrImagePull", PULL_MESSAGE, None)),
+    "oom": (fated("out of memory"), ("OOMKilled", "Out of memory", 137)),
+    "crash": (fated("crash"), ("ProbeFailed", CRASH_MESSAGE, 1)),
+    "no-node": (NOWHERE, ("Unschedulable", "didn't match Pod's node affinity/selector", None)),
+    "no-secret": (
+        {
+            **fated("no secret"),
+            "env": [
+                {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "mine", "key": "token"}}}
+            ],
+        },
+        ("CreateContainerConfigError", 'secret "mine" not found', None),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def operator(
+    control_plane: ApiServer, controlled_place: Place, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OperatorProcess]:
+    log = tmp_path_factory.mktemp("operator") / "log"
+    namespace = controlled_place.namespace
+    with operator_process(
+        control_plane, log, lease_namespace=namespace, namespaces=(namespace,)
+    ) as running:
+        yield running
+        assert [one for one in running.records() if "exception" in one] == []
+
+
+@pytest.fixture(scope="module")
+def place(controlled_place: Place, operator: OperatorProcess) -> Place:
+    """A ModelService of each case, and one whose pods serve."""
+    for name, (pod, _) in CASES.items():
+        controlled_place.serve(name, pod=pod)
+    controlled_place.serve("fine")
+    return controlled_place
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_status_says_what_the_pod_says(place: Place, name: str) -> None:
+    reason, message, exit_code = CASES[name][1]
+    eventually(lambda: place.condition("Degraded", name).get("status") == "True", interval_s=0.2)
+    status = place.status(name)
+    failure = status["lastFailure"]
+    assert failure["reason"] == reason
+    assert message in failure["message"]
+    assert failure.get("exitCode") == exit_code
+    assert failure["pod"] in [pod["metadata"]["name"] for pod in place.pods(name)]
+    assert failure["revision"] == status["revision"]
+    degraded = place.condition("Degraded", name)
+    assert degraded["reason"] == reason
+    assert message in degraded["message"]
+    assert place.condition("Scheduled", name)["status"] == str(name != "no-node")
+    ready = place.condition("Ready", name)
+    assert ready["status"] == "False"
+    assert message in ready["message"]
+    told = place.events("PodFailing", name)
+    assert len(told) == 1
+    assert message in told[0]
+
+
+def test_what_nobody_could_find_out_is_never_called_ready(place: Place) -> None:
+    """Its pods are ready, but nothing answers at its Service's address."""
+    eventually(lambda: place.condition("Available", "fine").get("status") == "True", interval_s=0.2)
+    eventually(lambda: "lastProbe" in place.status("fine"), interval_s=0.2)
+    status = place.status("fine")
+    assert status["lastGoodRevision"] == status["revision"]
+    assert place.condition("Ready", "fine")["status"] in ("Unknown", "False")
+    assert status["lastProbe"]["result"] != "Succeeded"
+    assert place.condition("Degraded", "fine")["status"] == "False"
+
+
+def test_a_status_that_is_told_is_not_written_again(
+    place: Place, operator: OperatorProcess
+) -> None:
+    for name in CASES:
+        eventually(
+            lambda name=name: place.condition("Degraded", name).get("status") == "True",  # type: ignore[misc]
+            interval_s=0.2,
+        )
+    written = {name: status_write(place, name) for name in CASES}
+    passes = operator.passes()
+    for name in CASES:
+        place.touch(name)
+    eventually(lambda: operator.passes() >= passes + len(CASES), interval_s=0.1)
+    assert {name: status_write(place, name) for name in CASES} == written
+
+
+def status_write(place: Place, name: str) -> Object:
+    """What the API server has noted of the last write that changed the status."""
+    managed = place.get(kinds.MODEL_SERVICE, name)["metadata"]["managedFields"]
+    (entry,) = (entry for entry in managed if entry.get("subresource") == "status")
+    return dict(entry)
