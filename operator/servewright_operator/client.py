@@ -11,7 +11,8 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Self
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import kopf
@@ -83,6 +84,9 @@ class Client:
         # Asked before each write; a Lease's holder sets it.
         self.may_write: Callable[[], bool] = lambda: True
         configuration.connection_pool_maxsize = connections
+        # Asked for each request, aiohttp looks into the environment in a thread.
+        configuration.proxy = configuration.proxy or _proxy(configuration.host)
+        configuration.client_session_kwargs = {"trust_env": False}
         self._rest = RESTClientObject(configuration)
         self._timeout = aiohttp.ClientTimeout(total=TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
 
@@ -109,7 +113,6 @@ class Client:
             certificate_path=configuration.cert_file,
             private_key_path=configuration.key_file,
             proxy_url=configuration.proxy,
-            trust_env=True,
         )
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
@@ -293,6 +296,14 @@ _METHODS = {
     "patch": "PATCH",
     "delete": "DELETE",
 }
+
+
+def _proxy(url: str) -> str | None:
+    """What HTTPS_PROXY and NO_PROXY say about a server."""
+    server = urlsplit(url)
+    if proxy_bypass(server.hostname or ""):
+        return None
+    return getproxies().get(server.scheme)
 
 
 def _error(code: int, headers: Mapping[str, str], data: bytes) -> ApiError:

@@ -126,6 +126,7 @@ def make_service(name: str = "m", **spec: Any) -> Object:
 
 
 def settle(running: RunningOperator, *names: str, namespace: str = "default") -> None:
-    """Wait until the operator leads and has made a pass over each ModelService."""
+    """Wait until the operator leads, has made the children and then told of them."""
     eventually(running.is_leading)
-    running.pass_over(*names, namespace=namespace)
+    for _ in range(2):
+        running.pass_over(*names, namespace=namespace)
