@@ -19,7 +19,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +48,10 @@ class ApiServer:
     folder: Path  # for kubeconfigs; gone with the server
     kubeconfig: Path  # of an admin
     kubectl_program: str
+    # kube-apiserver alone, killed and started anew on the same data and port; None: not ours.
+    stop: Callable[[], None] | None = None
+    start: Callable[[], None] | None = None
+    database: str = ""  # URL of etcd, if it is ours
     version: str = field(init=False)  # such as 1.37.2
 
     def __post_init__(self) -> None:
@@ -123,19 +127,30 @@ def _started(folder: Path, *, controllers: bool, flags: Sequence[str]) -> Iterat
         database = f"http://{_HOST}:{free_port()}"
         _start(stack, folder, Path(assets) / "etcd", *_etcd_flags(folder, database))
         api = Path(assets) / "kube-apiserver"
-        process = _start(stack, folder, api, *_api_server_flags(folder, port, database), *flags)
         trust = ssl.create_default_context(cafile=str(folder / "ca.crt"))
+        lives: list[subprocess.Popen[bytes]] = []
 
-        def is_ready() -> bool:
-            assert process.poll() is None, f"kube-apiserver ended: {_tail(folder, api.name)}"
-            return _is_ready(port, trust)
+        def start() -> None:
+            own = _api_server_flags(folder, port, database)
+            process = _start(stack, folder, api, *own, *flags)
+            lives.append(process)
 
-        eventually(is_ready, timeout_s=START_S, interval_s=0.1)
+            def is_ready() -> bool:
+                assert process.poll() is None, f"kube-apiserver ended: {_tail(folder, api.name)}"
+                return _is_ready(port, trust)
+
+            eventually(is_ready, timeout_s=START_S, interval_s=0.1)
+
+        def stop() -> None:
+            lives[-1].kill()
+            lives[-1].wait()
+
+        start()
         if controllers:
             for name in CONTROLLER_PROGRAMS:
-                flags = _controller_flags(folder, kubeconfig, name)
-                _start(stack, folder, Path(assets) / name, *flags)
-        yield ApiServer(folder, kubeconfig, str(Path(assets) / "kubectl"))
+                own = _controller_flags(folder, kubeconfig, name)
+                _start(stack, folder, Path(assets) / name, *own)
+        yield ApiServer(folder, kubeconfig, str(Path(assets) / "kubectl"), stop, start, database)
 
 
 def _start(

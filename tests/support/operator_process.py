@@ -49,6 +49,11 @@ class OperatorProcess:
 
     def start(self, *, image: str = IMAGE) -> None:
         """Begin; returns when it serves its metrics: it leads or stands by."""
+        self.begin(image=image)
+        self.wait_until_serving()
+
+    def begin(self, *, image: str = IMAGE) -> None:
+        """Start the process."""
         self._port = free_port()
         environment = {
             **os.environ,
@@ -68,6 +73,7 @@ class OperatorProcess:
                 stderr=subprocess.STDOUT,
             )
 
+    def wait_until_serving(self) -> None:
         def serves() -> bool:
             assert self.is_running, self._log.read_text()
             try:
@@ -145,11 +151,15 @@ class OperatorProcess:
 
 
 @contextmanager
-def operator_process(server: ApiServer, log: Path, **settings: Any) -> Iterator[OperatorProcess]:
-    """One that has started; ended in the end."""
+def operator_process(
+    server: ApiServer, log: Path, *, wait: bool = True, **settings: Any
+) -> Iterator[OperatorProcess]:
+    """One that (wait) serves already; ended in the end."""
     operator = OperatorProcess(server, log, **settings)
-    operator.start()
+    operator.begin()
     try:
+        if wait:
+            operator.wait_until_serving()
         yield operator
     finally:
         operator.end()

@@ -17,3 +17,13 @@ def eventually(
     while not condition():
         assert time.monotonic() < deadline, f"not so within {timeout_s} s"
         time.sleep(interval_s)
+
+
+def consistently(
+    condition: Callable[[], object], *, for_s: float, interval_s: float = INTERVAL_S
+) -> None:
+    """Return when `condition` has held for so long; AssertionError once it does not."""
+    started = time.monotonic()
+    while (held_s := time.monotonic() - started) < for_s:
+        assert condition(), f"no longer so after {held_s:.1f} s"
+        time.sleep(interval_s)

@@ -1,0 +1,232 @@
+"""The operator's process when the API server goes, forgets and quarrels: it comes through by
+itself, puts right what it missed, and never shouts at the API server."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import signal
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from urllib.parse import urlsplit
+
+import pytest
+
+from servewright_operator import kinds
+from support import apiserver
+from support.apiserver import ApiServer
+from support.objects import Objects, Refused
+from support.operator_process import OperatorProcess, operator_process
+from support.place import Place
+from support.tree import ROOT
+from support.waiting import consistently, eventually
+
+CRDS = ROOT / "charts" / "servewright-crds" / "templates"
+LEASES = "servewright"
+STORM_S, STORM_PAUSE_S = 4.0, 0.02
+# A repair waits for twice as long as the one before; ten of them would take 17 minutes.
+MOST_REPAIRS = 6
+CALM_S = 2.5
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ApiServer]:
+    """One that may be stopped: nobody else is on it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("USE_EXISTING_CLUSTER", raising=False)
+        try:
+            with apiserver.api_server() as found:
+                found.kubectl("apply", "--server-side", f"--filename={CRDS}")
+                established = ("--for=condition=Established", "--timeout=30s")
+                found.kubectl("wait", f"--filename={CRDS}", *established)
+                found.kubectl("create", "namespace", LEASES)
+                yield found
+        except apiserver.Missing as missing:
+            pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="module")
+def operator(
+    server: ApiServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OperatorProcess]:
+    log = tmp_path_factory.mktemp("operator") / "log"
+    with operator_process(server, log, lease_namespace=LEASES) as running:
+        yield running
+
+
+@pytest.fixture
+def place(server: ApiServer, operator: OperatorProcess) -> Iterator[Place]:
+    """A fresh namespace with a ModelService `m`."""
+    namespace = f"test-{uuid.uuid4().hex[:8]}"
+    server.kubectl("create", "namespace", namespace)
+    with contextlib.closing(Objects(server)) as objects:
+        made = Place(objects, namespace)
+        made.serve(replicas=2)
+        eventually(made.status, interval_s=0.1)
+        yield made
+        made.leave()
+
+
+def calm(place: Place, operator: OperatorProcess) -> None:
+    """Return once the operator has not written for a while."""
+
+    def is_so() -> bool:
+        before = operator.writes(), place.versions()
+        time.sleep(CALM_S)
+        return (operator.writes(), place.versions()) == before
+
+    eventually(is_so, timeout_s=60.0)
+
+
+def keep_alive(operator: OperatorProcess, is_so: Callable[[], bool]) -> None:
+    """Wait for something; meanwhile be the kubelet of an operator that gives up its Lease."""
+
+    def looked() -> bool:
+        operator.restart_if_ended()
+        return is_so()
+
+    eventually(looked, timeout_s=90.0, interval_s=0.2)
+
+
+def test_an_api_server_that_comes_back_finds_an_operator_that_works(
+    server: ApiServer, operator: OperatorProcess, place: Place
+) -> None:
+    assert server.stop is not None
+    assert server.start is not None
+    calm(place, operator)
+    before = place.versions()
+    server.stop()
+    time.sleep(2.0)  # in which everything fails that is tried
+    server.start()
+    keep_alive(operator, operator.is_leader)
+    consistently(lambda: place.versions() == before, for_s=CALM_S, interval_s=0.5)
+    place.edit(kinds.MODEL_SERVICE, "m", {"spec": {"replicas": 3}})
+    keep_alive(operator, lambda: place.get(kinds.DEPLOYMENT)["spec"]["replicas"] == 3)
+    assert [one for one in operator.records() if "exception" in one] == []
+
+
+def test_what_happened_while_no_watch_could_tell_of_it_is_put_right(
+    server: ApiServer, operator: OperatorProcess, place: Place
+) -> None:
+    """The API server restarts and its past is compacted away: every watch ends with 410."""
+    assert server.stop is not None
+    assert server.start is not None
+    calm(place, operator)
+    seen = place.get(kinds.MODEL_SERVICE)["metadata"]["resourceVersion"]
+    operator.signal(signal.SIGSTOP)
+    server.stop()
+    server.start()
+    uid = place.get(kinds.SERVICE)["metadata"]["uid"]
+    place.delete(kinds.SERVICE, "m")
+    place.delete(kinds.DISRUPTION_BUDGET, "m")
+    place.edit(kinds.DEPLOYMENT, "m", {"spec": {"replicas": 9}})
+    place.edit(kinds.MODEL_SERVICE, "m", {"spec": {"replicas": 4}})
+    compact(server, int(place.get(kinds.MODEL_SERVICE)["metadata"]["resourceVersion"]))
+    assert is_too_old(place, seen)
+    operator.signal(signal.SIGCONT)
+
+    def is_right() -> bool:
+        service = place.find(kinds.SERVICE, "m")
+        return (
+            service is not None
+            and service["metadata"]["uid"] != uid
+            and place.find(kinds.DISRUPTION_BUDGET, "m") is not None
+            and place.get(kinds.DEPLOYMENT)["spec"]["replicas"] == 4
+            and place.status()["observedGeneration"] == 2
+        )
+
+    keep_alive(operator, is_right)
+    calm(place, operator)
+    assert [one for one in operator.records() if "exception" in one] == []
+
+
+def compact(server: ApiServer, version: int) -> None:
+    """Let etcd forget what was before a resourceVersion, as it does every five minutes."""
+    connection = http.client.HTTPConnection(urlsplit(server.database).netloc, timeout=10)
+    with contextlib.closing(connection):
+        connection.request("POST", "/v3/kv/compaction", json.dumps({"revision": version}))
+        answer = connection.getresponse()
+        assert answer.status == 200, answer.read()
+
+
+def is_too_old(place: Place, version: str) -> bool:
+    """Whether a watch cannot go on from there."""
+    query = {"watch": "true", "resourceVersion": version, "timeoutSeconds": "1"}
+    try:
+        answer = place.objects.request("GET", kinds.MODEL_SERVICE.path(None), query)
+    except Refused as refused:
+        return str(refused).startswith("410")
+    return bool(answer["object"].get("code") == 410)
+
+
+def test_a_storm_of_harmless_writes_is_answered_by_none(
+    operator: OperatorProcess, place: Place
+) -> None:
+    calm(place, operator)
+    before = operator.writes()
+    written = storm(
+        lambda count: [
+            place.edit(kind, "m", {"metadata": {"annotations": {"theirs": str(count)}}})
+            for kind in (kinds.MODEL_SERVICE, kinds.DEPLOYMENT, kinds.SERVICE)
+        ]
+    )
+    assert written > 10
+    calm(place, operator)
+    assert operator.writes() == before
+
+
+def test_who_fights_for_a_field_is_not_fought_at_full_speed_and_loses(
+    operator: OperatorProcess, place: Place
+) -> None:
+    calm(place, operator)
+    before = operator.writes()
+    written = storm(
+        lambda count: [
+            place.edit(kinds.DEPLOYMENT, "m", {"spec": {"replicas": 7 + count % 2}}),
+            place.edit(kinds.SERVICE, "m", {"spec": {"selector": {"app": f"theirs-{count}"}}}),
+        ]
+    )
+    eventually(
+        lambda: (
+            place.get(kinds.DEPLOYMENT)["spec"]["replicas"] == 2
+            and "app" not in place.get(kinds.SERVICE)["spec"]["selector"]
+        ),
+        interval_s=0.2,
+    )
+    calm(place, operator)
+    after = operator.writes() - before
+    assert written > 10
+    assert 1 <= after["apply", "Deployment"] <= MOST_REPAIRS
+    assert 1 <= after["apply", "Service"] <= MOST_REPAIRS
+    assert sum(after.values()) <= 6 * MOST_REPAIRS, after
+
+
+def test_a_user_who_cannot_decide_gets_what_was_wanted_last(
+    operator: OperatorProcess, place: Place
+) -> None:
+    calm(place, operator)
+    before = operator.writes()
+    wanted = storm(
+        lambda count: [place.edit(kinds.MODEL_SERVICE, "m", {"spec": {"replicas": 2 + count}})]
+    )
+    eventually(
+        lambda: place.get(kinds.DEPLOYMENT)["spec"]["replicas"] == 1 + wanted, interval_s=0.2
+    )
+    generation = place.get(kinds.MODEL_SERVICE)["metadata"]["generation"]
+    eventually(lambda: place.status()["observedGeneration"] == generation, interval_s=0.2)
+    calm(place, operator)
+    after = operator.writes() - before
+    assert after["apply", "Deployment"] <= wanted
+    assert after["apply-status", "ModelService"] <= wanted + 3
+
+
+def storm(write: Callable[[int], object]) -> int:
+    """Write again and again, up to 50 times a second, for some seconds: how often."""
+    ends, count = time.monotonic() + STORM_S, 0
+    while time.monotonic() < ends:
+        write(count)
+        count += 1
+        time.sleep(STORM_PAUSE_S)
+    return count
