@@ -4,7 +4,8 @@ A field that somebody sets beside ours (`kubectl set env`, `kubectl rollout rest
 server-side apply of ours, and in a pod template it changes what runs. So it is adopted: the book is
 rewritten as if we had applied it, and our next apply, which does not say it, drops it. That is one
 change: a probe that was swapped from httpGet to exec never has both or none, which the API server
-refuses. Labels and annotations of the child itself stay whosever they are.
+refuses. Labels and annotations of the child itself stay whosever they are, and so does what
+mutating webhooks add, which the book does not hold.
 
 Upstream moves fields from client-side to server-side apply in the same way (csaupgrade).
 """
@@ -34,10 +35,7 @@ class ForeignField(NamedTuple):
 
 
 def fields(live: Object) -> list[ForeignField]:
-    """What others, and not we, own of `live`'s spec. Empty where managedFields were dropped.
-
-    What a webhook adds to our own requests counts as ours.
-    """
+    """What others, and not we, own of `live`'s spec. Empty where managedFields were dropped."""
     entries = live["metadata"].get("managedFields", ())
     theirs = [entry for entry in entries if _is_foreign(entry)]
     if not theirs:
@@ -76,10 +74,12 @@ def adoption(live: Object) -> Object:
             ours = entry
         else:
             kept.append(entry)
+    said = ours["fieldsV1"]
+    ours = {**ours, "fieldsV1": _union(said, _with_whole_items(adopted, said))}
     return {
         "metadata": {
             "resourceVersion": live["metadata"]["resourceVersion"],
-            "managedFields": [*kept, {**ours, "fieldsV1": _union(ours["fieldsV1"], adopted)}],
+            "managedFields": [*kept, ours],
             "annotations": {names.APPLIED_ANNOTATION: None},
         }
     }
@@ -103,6 +103,20 @@ def _is_applied_by_us(entry: Object) -> bool:
 
 def _union(one: Object, other: Object) -> Object:
     return {**one, **{key: _union(one.get(key, {}), inner) for key, inner in other.items()}}
+
+
+def _with_whole_items(theirs: Object, ours: Object) -> Object:
+    """`theirs`, and of a list's item that is not ours all of it.
+
+    Without its image, which somebody changed, a webhook's container would be refused.
+    """
+    return {
+        key: {
+            **({_ITSELF: {}} if key.startswith("k:") and key not in ours else {}),
+            **_with_whole_items(inner, ours.get(key, {})),
+        }
+        for key, inner in theirs.items()
+    }
 
 
 def _beyond(theirs: Object, ours: Object, path: _Path) -> Iterator[_Path]:

@@ -382,6 +382,19 @@ def test_an_operator_that_ends_half_way_leaves_the_rest_to_the_next(cluster: Clu
     assert cluster.get(live)["spec"] == live["spec"]
 
 
+def test_an_edit_of_what_a_webhook_added_takes_it_along(cluster: Cluster) -> None:
+    """It is in nobody's book; the webhook adds it to our apply anew."""
+    live = cluster.fresh("Deployment")
+    side = {"name": "side", "image": "webhooks"}
+    cluster.edit(live, STRATEGIC, in_pod(containers=[side]))
+    cluster.edit(live, MERGE, {"metadata": {"managedFields": live["metadata"]["managedFields"]}})
+    assert cluster.put_back("Deployment") == []
+    cluster.kubectl("set", "image", f"deployment/{live['metadata']['name']}", "side=theirs")
+    (message,) = cluster.put_back("Deployment")
+    assert "containers[side] set by kubectl-set" in message
+    assert cluster.get(live)["spec"] == live["spec"]
+
+
 def test_a_book_that_somebody_emptied_is_begun_anew(cluster: Cluster) -> None:
     live = cluster.fresh("Deployment")
     cluster.edit(live, MERGE, {"metadata": {"managedFields": [{}]}, **in_pod(hostNetwork=True)})

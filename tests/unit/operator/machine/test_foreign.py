@@ -132,7 +132,7 @@ def test_controllers_that_write_status_or_scale_set_nothing_foreign() -> None:
     assert foreign.fields(make_live(OURS, STATUS, SCALE)) == []
 
 
-def test_what_a_webhook_adds_to_our_requests_is_ours() -> None:
+def test_what_we_wrote_by_other_means_is_ours() -> None:
     live = make_live(OURS, by(names.FIELD_MANAGER, NODE_NAME), by("other", NODE_NAME))
     assert foreign.fields(live) == []
 
@@ -163,6 +163,18 @@ def test_adoption_makes_it_ours_and_takes_the_hash_away() -> None:
         "f:volumes",
         "f:nodeName",
     }
+
+
+def test_of_an_item_that_is_not_ours_all_is_adopted() -> None:
+    """A part of it alone may not be fit to stay: a webhook's container without its image."""
+    theirs = in_pod(
+        {"f:containers": {CONTAINER: {"f:tty": {}}, 'k:{"name":"side"}': {"f:image": {}}}}
+    )
+    adopted = foreign.adoption(make_live(OURS, by("kubectl-set", theirs)))["metadata"]
+    (_, ours) = adopted["managedFields"]
+    containers = ours["fieldsV1"]["f:spec"]["f:template"]["f:spec"]["f:containers"]
+    assert containers[CONTAINER] == {".": {}, "f:name": {}, "f:image": {}, "f:tty": {}}
+    assert containers['k:{"name":"side"}'] == {".": {}, "f:image": {}}
 
 
 def test_adoption_changes_nothing_of_what_it_is_given() -> None:
