@@ -44,6 +44,7 @@ IMAGE = "registry.example/servewright-runtime:1"
 AT_ONCE = 16  # requests of a client, the operator's own number of workers
 POLL_S = 1.0
 EDITS = 200
+QUIET_S = 10.0
 PATIENCE_S = 1800.0
 LOOKS = ("get", "list", "get-log")
 
@@ -140,6 +141,12 @@ class OperatorProcess:
                 found[what] = found.get(what, 0) + int(value)
         return found
 
+    async def until_quiet(self) -> None:
+        """Wait until it has written nothing for a while."""
+        before = None
+        while before != (before := await self.writes()):
+            await asyncio.sleep(QUIET_S)
+
     def cpu_s(self) -> float:
         """User and system time so far."""
         times = self._process.cpu_times()
@@ -210,6 +217,7 @@ async def measure_operator(client: Client, namespace: str, found: Found, log: Pa
         found.operator_writes = await operator.writes()
         found.wrong = await wrong_statuses(client, namespace, found.services)
         await measure_edits(client, namespace, found)
+        await operator.until_quiet()
         found.rss_mb = operator.peak_rss_mb()
 
 
@@ -254,13 +262,9 @@ async def watched(
     client: Client, session: aiohttp.ClientSession, namespace: str, name: str
 ) -> AsyncIterator[AsyncIterator[Object]]:
     """The forms that one Deployment takes from now on."""
-    live = await client.get(kinds.DEPLOYMENT, namespace, name)
-    assert live is not None
-    query = {
-        "watch": "true",
-        "fieldSelector": f"metadata.name={name}",
-        "resourceVersion": live["metadata"]["resourceVersion"],
-    }
+    only = f"metadata.name={name}"
+    _, version = await client.list_all(kinds.DEPLOYMENT, namespace, fields=only)
+    query = {"watch": "true", "fieldSelector": only, "resourceVersion": str(version)}
     async with session.get(kinds.DEPLOYMENT.path(namespace), params=query) as answer:
 
         async def forms() -> AsyncIterator[Object]:
@@ -276,8 +280,8 @@ async def measure_restart(namespace: str, found: Found, log: Path) -> None:
         await operator.until(lambda metrics: _passes(metrics) >= found.services)
         found.restart_s = time.monotonic() - operator.started
         found.restart_cpu_s = operator.cpu_s()
-        # The second LIST, and the first answers of every probe.
-        await asyncio.sleep(20)
+        # The watches, the second LIST, and the first answers of every probe.
+        await operator.until_quiet()
         found.restart_writes = await operator.writes()
         found.restart_rss_mb = operator.peak_rss_mb()
 

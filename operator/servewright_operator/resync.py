@@ -22,7 +22,7 @@ from servewright_operator.store import Store
 
 log = logging.getLogger(__name__)
 
-SECOND_AFTER_S = 15.0
+SECOND_AFTER_S = 5.0  # the watches begin with a LIST of their own
 _RETRY_S = 2.0
 # One cause, an API server that restarts, makes all watches begin anew: one round for all of them.
 _AFTER_RELIST_S = 2.0
@@ -54,7 +54,11 @@ class Resync:
         self._client, self._store, self._queue = client, store, queue
         self._scopes: Sequence[str | None] = namespaces or (None,)
         self._period_s, self._on_list = period_s, on_list
-        self._relisted = asyncio.Event()
+        self._watching, self._relisted = asyncio.Event(), asyncio.Event()
+
+    def watches_began(self) -> None:
+        """kopf begins to watch."""
+        self._watching.set()
 
     def relisted(self) -> None:
         """kopf has LISTed some kind: its watch could not go on."""
@@ -75,7 +79,8 @@ class Resync:
 
     async def forever(self) -> None:
         """The rounds after the first."""
-        await self._round(min(SECOND_AFTER_S, self._period_s))
+        await self._watching.wait()
+        await self._round(SECOND_AFTER_S)
         while True:
             await self._round(self._period_s * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311
             for key in self._store.service_keys():
@@ -83,7 +88,8 @@ class Resync:
 
     async def after_relists(self) -> None:
         """A round soon after kopf has LISTed, but for its first LISTs: the second round is."""
-        await asyncio.sleep(min(SECOND_AFTER_S, self._period_s))
+        await self._watching.wait()
+        await asyncio.sleep(SECOND_AFTER_S)
         self._relisted.clear()
         while True:
             await self._relisted.wait()

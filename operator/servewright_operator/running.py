@@ -10,7 +10,7 @@ import logging
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from kubernetes.aio.client import Configuration
@@ -32,6 +32,9 @@ from servewright_operator.settings import Settings
 from servewright_operator.store import Store
 
 log = logging.getLogger(__name__)
+
+_WATCH_LATEST_S = 10.0  # after the first LIST
+_POLL_S = 0.1
 
 
 class Operator:
@@ -122,23 +125,29 @@ class Operator:
                 *(reconciler.work() for _ in range(settings.workers)),
                 resync.forever(),
                 resync.after_relists(),
-                self._watch(client, watched, resync.relisted),
+                self._watch(client, watched, resync),
             )
 
-    async def _watch(
-        self, client: Client, watched: Sequence[Kind], relisted: Callable[[], None]
-    ) -> None:
+    async def _watch(self, client: Client, watched: Sequence[Kind], resync: Resync) -> None:
+        # kopf LISTs too, which costs as much as a pass over all that is known: that comes first.
+        clock = asyncio.get_running_loop().time
+        latest = clock() + _WATCH_LATEST_S
+        while len(self.queue) and clock() < latest:  # noqa: ASYNC110 - a queue tells nobody
+            await asyncio.sleep(_POLL_S)
         started = asyncio.Event()
 
-        async def heed_signals_again() -> None:
-            await started.wait()  # kopf takes them over when it starts
-            self._heed_signals()
+        async def go_on() -> None:
+            await started.wait()
+            self._heed_signals()  # kopf took them over
+            resync.watches_began()
 
         async with asyncio.TaskGroup() as group:
-            again = group.create_task(heed_signals_again())
+            again = group.create_task(go_on())
             try:
                 await handlers.watch(
-                    handlers.registry(client.login, watched, self.store, self.queue, relisted),
+                    handlers.registry(
+                        client.login, watched, self.store, self.queue, resync.relisted
+                    ),
                     handlers.settings(watched),
                     namespaces=self._settings.namespaces,
                     identity=self._settings.identity,

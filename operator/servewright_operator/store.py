@@ -7,7 +7,6 @@ smaller than they come: a thousand ModelServices are seven thousand objects.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,8 +17,6 @@ from servewright_operator.objects import Object
 
 # Removed objects that a late event or LIST must not bring back; what is later by more is rare.
 _TOMBSTONES = 10_000
-# Strings up to this length repeat between objects and are kept once.
-_SHORT = 64
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 # Of a pod's spec, which the Deployment's template holds already.
 _OF_POD = ("nodeName", "readinessGates")
@@ -201,16 +198,4 @@ def _pruned(new: Object) -> Object:
         annotations = dict(metadata["annotations"])
         del annotations[_LAST_APPLIED]
         metadata["annotations"] = annotations
-    compact: Object = _compact(pruned)
-    return compact
-
-
-def _compact(value: Any) -> Any:
-    """An equal value that shares its short strings with every other object."""
-    if isinstance(value, dict):
-        return {sys.intern(key): _compact(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_compact(inner) for inner in value]
-    if type(value) is str and len(value) <= _SHORT:
-        return sys.intern(value)
-    return value
+    return pruned
