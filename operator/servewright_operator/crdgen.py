@@ -27,7 +27,7 @@ PLURAL = "modelservices"
 TEMPLATE = Path("charts/servewright-crds/templates/modelservices.yaml")
 _HEADER = "# Written by `make gen` from servewright_api's types, not by hand.\n"
 _COLUMNS = (
-    ("Model", "string", ".spec.model.source"),
+    ("Model", "string", ".status.model.name"),
     ("Ready", "string", '.status.conditions[?(@.type=="Ready")].status'),
     ("Reason", "string", '.status.conditions[?(@.type=="Ready")].reason'),
     ("Replicas", "integer", ".status.readyReplicas"),
@@ -35,6 +35,8 @@ _COLUMNS = (
     ("URL", "string", ".status.endpoints.openai"),
     ("Age", "date", ".metadata.creationTimestamp"),
 )
+# Of `kubectl get -o wide` besides.
+_WIDE_COLUMNS = (("Source", "string", ".spec.model.source"),)
 # What other tools read and the API server does not know.
 _NOISE = ("title", "additionalProperties", "propertyNames")
 
@@ -76,6 +78,10 @@ def crd() -> Schema:
                     "additionalPrinterColumns": [
                         {"name": name, "type": kind, "jsonPath": path}
                         for name, kind, path in _COLUMNS
+                    ]
+                    + [
+                        {"name": name, "type": kind, "jsonPath": path, "priority": 1}
+                        for name, kind, path in _WIDE_COLUMNS
                     ],
                     "schema": {"openAPIV3Schema": schema()},
                 }

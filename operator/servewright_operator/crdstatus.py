@@ -80,8 +80,9 @@ STATUS: Schema = _group(
         "lastGoodRevision": _text("Name of the last revision that was rolled out completely."),
         "failedRevision": _text("Name of the revision that was rolled back."),
         "model": _group(
-            "The model as the runtime loaded it.",
+            "The model: its name, and the rest as the runtime loaded it.",
             {
+                "name": _text("Name that clients write as `model`."),
                 "digest": _text("sha256:... of the model file."),
                 "format": _text("Format of the model file."),
                 "bytes": {
@@ -92,7 +93,7 @@ STATUS: Schema = _group(
             },
         ),
         "endpoints": _group(
-            "Where clients call.", {"openai": _text("URL in the cluster; /v1 follows it.")}
+            "Where clients call.", {"openai": _text("Base URL in the cluster, /v1 included.")}
         ),
         "lastProbe": _group(
             "The operator's last call through the Service.",

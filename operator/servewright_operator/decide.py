@@ -49,7 +49,8 @@ def plan(observed: Observed, pod_defaults: PodDefaults, now: datetime) -> Plan:
         story = compute(replace(facts, problems=error.problems))
         return Plan(None, story.status, story.notes, None, {}, story.requeue_after_s)
     rollout = _rollout(facts, service, pod_defaults)
-    facts = replace(facts, service=service, rollout=rollout)
+    served = service if rollout.target == rollout.wanted else _served(rollout.template(), service)
+    facts = replace(facts, service=service, served=served, rollout=rollout)
     story = compute(facts)
     waits = [story.requeue_after_s]
     if observed.secrets:  # seen by name only, so they are looked after once an interval
@@ -58,7 +59,7 @@ def plan(observed: Observed, pod_defaults: PodDefaults, now: datetime) -> Plan:
         children=desired.build(service, rollout, observed),
         status=story.status,
         notes=story.notes,
-        probe=_probe(facts, service, rollout),
+        probe=_probe(facts, service, served),
         ask_state=_ask_state(facts),
         requeue_after_s=min((wait for wait in waits if wait is not None), default=None),
     )
@@ -77,13 +78,12 @@ def _rollout(facts: Facts, service: ModelService, pod_defaults: PodDefaults) -> 
     )
 
 
-def _probe(facts: Facts, service: ModelService, rollout: Rollout) -> Probe | None:
+def _probe(facts: Facts, service: ModelService, served: ModelService) -> Probe | None:
     """The call that shows whether the target revision answers: by its own prompt and key."""
     observed = facts.observed
     address = next((text(one, "spec", "clusterIP") for one in observed.of_kind("Service")), "")
     if not facts.can_be_asked or address in ("", "None"):
         return None
-    served = service if rollout.target == rollout.wanted else _served(rollout.template(), service)
     is_open = served.spec.access.mode == "Open"
     key = None if is_open else observed.secrets.get(names.probe_secret(observed.key.name))
     if key is None and not is_open:
@@ -98,7 +98,7 @@ def _probe(facts: Facts, service: ModelService, rollout: Rollout) -> Probe | Non
         expect=probe.expect,
         timeout_s=float(probe.timeout_seconds),
         interval_s=float(service.spec.probe.interval_seconds),
-        revision=rollout.target,
+        revision=facts.target,
     )
 
 

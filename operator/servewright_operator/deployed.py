@@ -19,6 +19,7 @@ class Deployed:
     revision: str  # that its template runs
     is_observed: bool  # its status speaks about its present spec
     wanted: int
+    deadline: timedelta  # its progressDeadlineSeconds
     replicas: int
     ready: int
     updated: int
@@ -55,6 +56,7 @@ class Deployed:
             revision=revision,
             is_observed=is_observed,
             wanted=whole(live, "spec", "replicas"),
+            deadline=timedelta(seconds=whole(live, "spec", "progressDeadlineSeconds")),
             replicas=replicas,
             ready=whole(live, "status", "readyReplicas"),
             updated=updated,

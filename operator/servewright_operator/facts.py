@@ -11,13 +11,13 @@ from servewright_operator import pods
 from servewright_operator.deployed import Deployed
 from servewright_operator.failures import worst
 from servewright_operator.objects import Failure, Object, Observed, Rollout
-from servewright_operator.reading import condition, mapping, text, whole
-from servewright_operator.reasons import Condition, Reason
+from servewright_operator.reading import mapping, text
+from servewright_operator.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """service and rollout are None where the spec is refused, for the reasons in `problems`."""
+    """service, served and rollout are None where the spec is refused; `problems` says why."""
 
     observed: Observed
     now: datetime
@@ -25,6 +25,7 @@ class Facts:
     failing: Sequence[Failure]
     overcome: Sequence[Failure]
     service: ModelService | None = None
+    served: ModelService | None = None  # as the target revision has it
     rollout: Rollout | None = None
     problems: Sequence[str] = ()
 
@@ -70,18 +71,8 @@ class Facts:
 
     @property
     def serving(self) -> int:
-        """Pods that serve, of whichever revision."""
+        """Pods that are ready, of whichever revision."""
         return sum(pods.is_ready(pod) for pod in self.observed.pods)
-
-    @property
-    def is_growing(self) -> bool:
-        """Whether replicas are added to enough of them. The Deployment then counts as unavailable,
-        but nobody who was served is served less.
-        """
-        was_available = condition(self.observed.service, Condition.AVAILABLE).get("status")
-        return was_available == "True" and self.deployed.ready >= max(
-            1, whole(self.stored, "readyReplicas")
-        )
 
     @property
     def is_complete(self) -> bool:

@@ -43,7 +43,7 @@ def failing(observed: Observed, deployed: Deployed, now: datetime) -> list[Failu
         if pods.is_ending(pod) or (pods.is_over(pod) and deployed.ready >= deployed.wanted):
             continue
         words = observed.words.get(pods.uid(pod), PodWords())
-        fault = _fault(pod, words, deployed, observed)
+        fault = _fault(pod, words, deployed, observed, now)
         if fault is not None:
             found.append(_failure(pod, fault, words, now))
     if deployed.cannot_create:
@@ -84,10 +84,10 @@ def questions(observed: Observed, deployed: Deployed, now: datetime) -> list[Que
                     events=end.exit_code == 0,  # who stopped it, then?
                 )
             )
-        elif _is_overdue(pod, deployed):
+        elif (overdue_since := _overdue_since(pod, deployed, now)) is not None:
             running = (one for one in pods.containers(pod) if pods.state(one, "running"))
             container = text(next(running, {}), "name") or None
-            once = f"overdue {deployed.overdue_since}"
+            once = f"overdue {overdue_since}"
             found.append(Question(pods.uid(pod), pods.name(pod), once, container, False, True))
         elif (looks := _looks(pod, now)) is not None:
             once = f"waiting {looks}"
@@ -95,11 +95,16 @@ def questions(observed: Observed, deployed: Deployed, now: datetime) -> list[Que
     return found
 
 
-def next_look(observed: Observed, now: datetime) -> datetime | None:
-    """When a pod will have waited long enough to be asked about (again)."""
+def next_look(observed: Observed, deployed: Deployed, now: datetime) -> datetime | None:
+    """When a pod will have waited long enough to be asked about (again), or to be overdue."""
     times = []
     for pod in observed.pods:
-        since = None if pods.is_ending(pod) else _being_made_since(pod)
+        if pods.is_ending(pod):
+            continue
+        due = _due(pod, deployed)
+        if due is not None and due > now:
+            times.append(due)
+        since = _being_made_since(pod)
         if since is not None:
             looks = _looks(pod, now)
             if looks is None:
@@ -136,7 +141,9 @@ def _failure(pod: Object, fault: Fault, words: PodWords, now: datetime) -> Failu
     )
 
 
-def _fault(pod: Object, words: PodWords, deployed: Deployed, observed: Observed) -> Fault | None:
+def _fault(
+    pod: Object, words: PodWords, deployed: Deployed, observed: Observed, now: datetime
+) -> Fault | None:
     """What is wrong with a pod that was not told to go."""
     if text(pod, "status", "phase") == "Failed":
         return _over(pod)
@@ -166,8 +173,8 @@ def _fault(pod: Object, words: PodWords, deployed: Deployed, observed: Observed)
         message = f"The pod was serving when node {node} was last heard of."
         since = moment(condition(pod, "Ready"), "lastTransitionTime")
         return Fault("NodeLost", message, time=since)
-    if _is_overdue(pod, deployed):
-        return _hanging(pod, words, observed, deployed.overdue_since)
+    if (overdue_since := _overdue_since(pod, deployed, now)) is not None:
+        return _hanging(pod, words, observed, overdue_since)
     return None
 
 
@@ -222,22 +229,29 @@ def _is_silent(pod: Object) -> bool:
     )
 
 
-def _is_overdue(pod: Object, deployed: Deployed) -> bool:
-    """Whether it runs, of a revision that made no progress, and should have been ready by then."""
+def _overdue_since(pod: Object, deployed: Deployed, now: datetime) -> datetime | None:
+    """Since when it should have been ready; None while it is, or still may become so."""
+    due = _due(pod, deployed)
+    return due if due is not None and due <= now else None
+
+
+def _due(pod: Object, deployed: Deployed) -> datetime | None:
+    """When a pod that is not ready is late: in a rollout when that made no progress, and a pod
+    that replaces another, or was ready itself, by the same deadline.
+    """
     created = moment(pod, "metadata", "creationTimestamp")
-    return (
-        deployed.overdue_since is not None
-        and pods.revision(pod) == deployed.revision
-        and not pods.is_ready(pod)
-        and not pods.is_over(pod)
-        and created is not None
-        and created <= deployed.overdue_since
-    )
+    is_wanted = pods.revision(pod) == deployed.revision and not pods.is_over(pod)
+    if created is None or pods.is_ready(pod) or not is_wanted:
+        return None
+    if deployed.overdue_since is not None:
+        return deployed.overdue_since if created <= deployed.overdue_since else None
+    if not deployed.is_rolled_out or not deployed.deadline:
+        return None
+    unready = moment(condition(pod, "Ready"), "lastTransitionTime") or created
+    return max(created, unready) + deployed.deadline
 
 
-def _hanging(
-    pod: Object, words: PodWords, observed: Observed, overdue_since: datetime | None
-) -> Fault:
+def _hanging(pod: Object, words: PodWords, observed: Observed, overdue_since: datetime) -> Fault:
     running = [one for one in pods.containers(pod) if pods.state(one, "running")]
     since = moment(pods.state(running[-1], "running"), "startedAt") if running else None
     who = f"Container {text(running[-1], 'name')} runs" if running else "The pod waits"

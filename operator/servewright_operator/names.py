@@ -81,5 +81,10 @@ def api_keys_secret(name: str) -> str:
 
 
 def service_url(key: Key) -> str:
-    """Where clients in the cluster call."""
+    """The Service, for callers in the cluster."""
     return f"http://{key.name}.{key.namespace}.svc:{HTTP_PORT}"
+
+
+def openai_url(key: Key) -> str:
+    """The base URL that an OpenAI client takes."""
+    return f"{service_url(key)}/v1"

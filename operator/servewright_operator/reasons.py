@@ -11,7 +11,7 @@ class Condition(enum.StrEnum):
     ADMITTED = "Admitted"  # the spec can be served
     SCHEDULED = "Scheduled"  # pods of the current revision have nodes
     MODEL_READY = "ModelReady"  # the model is loaded in a pod of the current revision
-    AVAILABLE = "Available"  # enough pods of whichever revision serve
+    AVAILABLE = "Available"  # a pod is ready, of whichever revision
     PROGRESSING = "Progressing"  # a rollout is under way
     DEGRADED = "Degraded"  # some pod of ours fails
     READY = "Ready"  # the operator's own call was answered by the current revision, lately

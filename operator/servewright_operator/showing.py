@@ -194,8 +194,10 @@ def _rows(service: Object, status: Object, now: datetime) -> Iterable[tuple[str,
     spec, model = mapping(service, "spec"), mapping(status, "model")
     digest = text(model, "digest")[: len("sha256:") + 12]  # enough to tell one from another
     told = [text(model, "format"), f"{whole(model, 'bytes') / 1e6:,.1f} MB", digest]
-    known = f" ({', '.join(filter(None, told))})" if model else ""
-    yield "Model", f"{text(spec, 'model', 'source')}{known}"
+    known = f" ({', '.join(filter(None, told))})" if "bytes" in model else ""
+    if name := text(model, "name"):
+        yield "Model", name
+    yield "Source", f"{text(spec, 'model', 'source')}{known}"
     wanted = 0 if spec.get("suspend") is True else spec.get("replicas", 1)
     yield "Replicas", f"{whole(status, 'readyReplicas')} of {wanted} serve"
     for protocol, url in mapping(status, "endpoints").items():

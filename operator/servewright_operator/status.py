@@ -67,7 +67,7 @@ def compute(facts: Facts) -> Story:
         "lastGoodRevision": facts.last_good,
         "failedRevision": failed,
         "model": _model(facts),
-        "endpoints": {"openai": names.service_url(observed.key)},
+        "endpoints": {"openai": names.openai_url(observed.key)},
         "lastProbe": last_probe,
         "coldStart": _cold_start(facts),
         "lastFailure": last_failure,
@@ -116,17 +116,18 @@ def _last_failure(facts: Facts, failure: Failure | None) -> Object:
 
 
 def _model(facts: Facts) -> Object:
-    """As the runtime itself told it."""
+    """Its name, and the rest as the runtime itself told it."""
+    before = mapping(facts.stored, "model")
+    name = text(before, "name") if facts.served is None else facts.served.served_name
     first = pods.first_ready(facts.current)
     state = facts.observed.states.get(pods.uid(first), {}) if first else {}
-    for model in objects(state, "models"):
-        own = mapping(model, "model")
-        return {
-            part: own[part]
-            for part, kind in _MODEL_FIELDS.items()
-            if isinstance(own.get(part), kind) and not isinstance(own[part], bool)
-        }
-    return mapping(facts.stored, "model")
+    told = next((mapping(model, "model") for model in objects(state, "models")), before)
+    known = {
+        part: told[part]
+        for part, kind in _MODEL_FIELDS.items()
+        if isinstance(told.get(part), kind) and not isinstance(told[part], bool)
+    }
+    return {"name": name, **known} if name else known
 
 
 def _cold_start(facts: Facts) -> Object:
@@ -140,7 +141,11 @@ def _requeue_after_s(facts: Facts, status: Object, answer: Probed) -> float | No
     """When the next decision would differ though nothing happened."""
     if facts.rollout is not None and facts.rollout.failed and not facts.is_rolled_back:
         return 0.0  # that it failed is written now, so it may be rolled back
-    times = [answer.until, next_look(facts.observed, facts.now), _own_deadline(facts, status)]
+    times = [
+        answer.until,
+        next_look(facts.observed, facts.deployed, facts.now),
+        _own_deadline(facts, status),
+    ]
     last = status.get("lastProbe", {})
     if answer.status == "True" and (time := moment(last, "time")) is not None:
         times.append(time + REWRITTEN_AFTER)

@@ -100,17 +100,16 @@ def _available(facts: Facts) -> Said:
     def said(status: Truth, reason: str, message: str) -> Said:
         return Said(Condition.AVAILABLE, status, reason, message)
 
-    deployed = facts.deployed
+    wanted = facts.deployed.wanted
     if facts.at_rest:
         return said("False", facts.at_rest, _AT_REST[facts.at_rest])
-    if deployed.is_available is None:
-        return said("Unknown", Reason.NO_PODS, "The Deployment has not told about its pods yet.")
-    if deployed.is_available and not facts.serving:
-        message = "The Deployment is Available, but none of its pods is Ready."
-        return said("False", Reason.TOO_FEW_REPLICAS, message)
-    counts = f"{deployed.available} of {deployed.wanted} replicas serve."
-    if deployed.available and (deployed.is_available or facts.is_growing):
+    # Pods are asked, not the Deployment: it gives up at the first of many that is lost, and holds
+    # on to pods whose node is lost.
+    counts = f"{min(facts.serving, wanted)} of {wanted} replicas are ready."
+    if facts.serving:
         return said("True", Reason.MINIMUM_REPLICAS, counts)
+    if facts.deployed.is_available is None:
+        return said("Unknown", Reason.NO_PODS, "The Deployment has not told about its pods yet.")
     return said("False", Reason.TOO_FEW_REPLICAS, counts)
 
 

@@ -146,7 +146,8 @@ def test_kubectl_get_shows_the_columns(cluster: Cluster) -> None:
         {
             "readyReplicas": 1,
             "revision": "0123456789",
-            "endpoints": {"openai": "http://mine.team.svc:8000"},
+            "model": {"name": "smollm2"},
+            "endpoints": {"openai": "http://mine.team.svc:8000/v1"},
             "conditions": [
                 {
                     "type": "Ready",
@@ -160,9 +161,11 @@ def test_kubectl_get_shows_the_columns(cluster: Cluster) -> None:
     )
     line = cluster.kubectl("get", "servewright").splitlines()[1]  # by category
     assert line.split()[:-1] == [
-        *("mine", "https://host/x", "True", "ProbeSucceeded", "1", "0123456789"),
-        "http://mine.team.svc:8000",
+        *("mine", "smollm2", "True", "ProbeSucceeded", "1", "0123456789"),
+        "http://mine.team.svc:8000/v1",
     ]
+    header, line = cluster.kubectl("get", "msvc", "-owide").splitlines()
+    assert (header.split()[-1], line.split()[-1]) == ("SOURCE", "https://host/x")
 
 
 def test_a_status_is_no_part_of_an_edit(cluster: Cluster) -> None:

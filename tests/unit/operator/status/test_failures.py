@@ -390,12 +390,13 @@ def test_the_next_look_is_when_the_next_question_comes() -> None:
     seen = observed(QUIET)
     for after_s in (1, 5, 12, 50, 300):
         now = BORN + timedelta(seconds=after_s)
-        look = failures.next_look(seen, now)
+        look = failures.next_look(seen, Deployed.of(seen, now), now)
         assert look is not None
         before = failures.questions(seen, Deployed.of(seen, now), look - timedelta(seconds=1))
         then = failures.questions(seen, Deployed.of(seen, now), look)
         assert [one.once for one in before] != [one.once for one in then]
-    assert failures.next_look(observed(pods.loading(POD)), NOW) is None
+    loading = observed(pods.loading(POD))
+    assert failures.next_look(loading, Deployed.of(loading, NOW), NOW) is None
 
 
 def test_a_death_is_asked_about_once_though_the_container_is_started_again() -> None:
@@ -441,4 +442,4 @@ def test_odd_pods_and_deployments_crash_nothing(data: st.DataObject) -> None:
         assert failure.reason.isidentifier()
         assert len(failure.message) <= failures.MAX_MESSAGE
     failures.questions(seen, Deployed.of(seen, NOW), NOW)
-    failures.next_look(seen, NOW)
+    failures.next_look(seen, Deployed.of(seen, NOW), NOW)

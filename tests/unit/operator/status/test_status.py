@@ -15,7 +15,7 @@ from servewright_operator.decide import plan
 from servewright_operator.objects import Note, PodWords, ProbeRecord
 from servewright_operator.settings import PodDefaults
 from support import pod_objects
-from support.pretend import KEY, PODS, Fate, Pretend
+from support.pretend import DEADLINE_S, KEY, PODS, Fate, Pretend
 from support.tree import ROOT
 
 GOLDEN = ROOT / "tests" / "golden" / "status"
@@ -281,16 +281,63 @@ def test_ready_stays_while_replicas_are_added() -> None:
     assert world.status["readyReplicas"] == 3
 
 
-def test_a_service_that_lost_replicas_is_not_available() -> None:
+def lose(world: Pretend, *names: str) -> None:
+    """Pods are replaced by new ones, which take their time."""
+    for name in names:
+        world.born[name] = world.now
+        world.pods[name]["metadata"]["creationTimestamp"] = pod_objects.stamp(world.now)
+
+
+def test_a_service_that_lost_a_replica_serves_on_and_is_ready() -> None:
     world = settled({"spec.replicas": 3})
-    world.pods["mine-1"] = pod_objects.loading(world.pods["mine-1"])
-    world.born["mine-1"] = world.now
+    good = world.status["lastGoodRevision"]
+    lose(world, "mine-1")
+    world.step()
+    assert world.deployment["status"]["conditions"][0]["status"] == "False"
+    assert world.message("Available") == "2 of 3 replicas are ready."
+    assert truths(world) == truths(settled({"spec.replicas": 3}))
+    assert (world.status["readyReplicas"], world.status["lastGoodRevision"]) == (2, good)
+    for _ in range(4):
+        world.step()
+        assert (world.truth("Ready"), world.truth("Degraded")) == ("True", "False")
+    assert world.message("Available") == "3 of 3 replicas are ready."
+
+
+def test_a_replica_that_fails_degrades_a_service_that_stays_ready() -> None:
+    world = settled({"spec.replicas": 3})
+    world.fates[world.running] = "crash"
+    lose(world, "mine-1")
+    world.pods["mine-1"] = pod_objects.crashed(world.pods["mine-1"])
+    world.reconcile()
+    assert (world.truth("Available"), world.truth("Ready")) == ("True", "True")
+    assert (world.truth("Degraded"), world.reason("Degraded")) == ("True", "ProbeFailed")
+
+
+def test_a_replica_that_is_not_back_by_the_deadline_degrades_a_service_that_stays_ready() -> None:
+    world = settled({"spec.replicas": 3})
+    lose(world, "mine-1")
+    while world.truth("Degraded") == "False":
+        lost_for = world.now - world.born["mine-1"]
+        assert lost_for < timedelta(seconds=DEADLINE_S)
+        assert world.requeue_after_s is None or world.requeue_after_s > 0
+        world.now += timedelta(seconds=5)
+        world.pods["mine-1"] = pod_objects.loading(pod_objects.pod(world.running, "mine-1"))
+        lose_at = pod_objects.stamp(world.born["mine-1"])
+        world.pods["mine-1"]["metadata"]["creationTimestamp"] = lose_at
+        world.call()
+        world.reconcile()
+    assert (world.reason("Degraded"), world.truth("Ready")) == ("Hanging", "True")
+
+
+def test_a_service_without_a_ready_pod_is_neither_available_nor_ready() -> None:
+    world = settled({"spec.replicas": 3})
+    lose(world, "mine-1", "mine-2", "mine-3")
     world.step()
     assert (world.truth("Available"), world.message("Available")) == (
         "False",
-        "2 of 3 replicas serve.",
+        "0 of 3 replicas are ready.",
     )
-    assert world.reason("Ready") == "TooFewReplicas"
+    assert (world.truth("Ready"), world.reason("Ready")) == ("False", "TooFewReplicas")
 
 
 def test_ready_is_not_taken_over_from_before_a_suspension() -> None:
@@ -401,6 +448,32 @@ def test_ready_comes_back_with_an_answer() -> None:
     assert world.since("Ready") > since
 
 
+# The name that clients write
+
+
+def test_the_models_name_is_told_before_anything_runs() -> None:
+    world = Pretend({"spec.model.name": "clients-say"}, fate="no node")
+    world.reconcile()
+    assert world.status["model"] == {"name": "clients-say"}
+    assert world.status["endpoints"] == {"openai": "http://mine.default.svc:8000/v1"}
+
+
+def test_the_models_name_is_that_of_the_revision_which_is_to_run() -> None:
+    world = settled()
+    known = world.status["model"]
+    assert known["name"] == "mine"
+    world.fate = "crash"
+    world.edit({"spec.model.name": "newer"})
+    world.reconcile()
+    assert world.status["model"]["name"] == "newer"
+    world.settle()
+    assert world.status["model"] == known  # it was rolled back
+
+
+def test_a_refused_spec_leaves_the_models_name() -> None:
+    assert refused().status["model"] == settled().status["model"]
+
+
 # Times
 
 
@@ -413,7 +486,7 @@ def test_a_transition_time_changes_with_its_condition_alone() -> None:
     after = {one["type"]: one["lastTransitionTime"] for one in world.status["conditions"]}
     assert before.pop("Scheduled") < after.pop("Scheduled")  # the new pod waited for a node
     assert after == before
-    assert world.message("Available") == "2 of 2 replicas serve."
+    assert world.message("Available") == "2 of 2 replicas are ready."
 
 
 def test_what_has_no_time_of_its_own_keeps_the_time_when_it_was_first_seen() -> None:
