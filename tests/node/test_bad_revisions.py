@@ -17,6 +17,8 @@ DEADLINE_S, AFTER_START_S = 20, 45
 ROLLED_BACK_S = 90.0
 DEADLINE = "spec.rollout.progressDeadlineSeconds"
 
+pytestmark = pytest.mark.faults
+
 
 @dataclass(frozen=True)
 class Bad:

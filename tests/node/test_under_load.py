@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 
@@ -24,11 +25,21 @@ TAKEOVER_S = 20.0
 # A restarted API server is there at once; a client that saw it go waits before it tries again.
 RECONNECT_S = 60.0
 REPAIR_S = 15.0
-KILL_REPLICA = """
-import json, os, signal, urllib.request
+KILL = """
+import json, os, signal, sys, urllib.request
 state = json.load(urllib.request.urlopen("http://127.0.0.1:9000/state"))
-os.kill(state["processes"]["replica"], signal.SIGKILL)
+os.kill(state["processes"][sys.argv[1]], signal.SIGKILL)
 """
+COMPONENTS, PROCESSES = ["kube-apiserver"], ["replica"]
+# Of the long form.
+ALL_FAULTS = os.environ.get("SERVEWRIGHT_FAULTS") == "all"  # `make faults`
+MORE_COMPONENTS = [
+    *("etcd", "kube-controller-manager", "kube-scheduler"),
+    *("kubelet-{node}", "containerd-{node}", "kube-proxy-{node}"),
+]
+MORE_PROCESSES = ["driver", "raylet", "GCS"]
+
+pytestmark = pytest.mark.faults
 
 
 @pytest.fixture
@@ -95,10 +106,14 @@ def deleted_is_made_anew(space: Namespace, child: str) -> None:
 
 
 @needs_control
-def test_the_api_server_may_be_killed(serving: Namespace, load: RunningLoad) -> None:
+@pytest.mark.parametrize("component", COMPONENTS + (MORE_COMPONENTS if ALL_FAULTS else []))
+def test_a_component_of_kubernetes_may_be_killed(
+    serving: Namespace, load: RunningLoad, component: str
+) -> None:
     pods = serving.uids("m")
-    control("kill", "kube-apiserver")
-    control("restart", "kube-apiserver")
+    name = component.format(node=serving.pods("m")[0]["spec"]["nodeName"])
+    control("kill", name)
+    control("restart", name)
     until("the API server answers", lambda: serving.get("msvc", "m"), timeout_s=RECONNECT_S)
 
     deleted_is_made_anew(serving, "pdb/m")
@@ -107,7 +122,10 @@ def test_the_api_server_may_be_killed(serving: Namespace, load: RunningLoad) -> 
     load.stop_unharmed()
 
 
-def test_kill_9_of_a_replica_costs_its_own_requests_alone(serving: Namespace) -> None:
+@pytest.mark.parametrize("process", PROCESSES + (MORE_PROCESSES if ALL_FAULTS else []))
+def test_kill_9_of_a_process_costs_its_own_pods_requests_alone(
+    serving: Namespace, process: str
+) -> None:
     victim, other = serving.pods("m")
     streams: Object = {"streams": 2, "stream_tokens": 150, "keep_alive": 0, "fresh": 0}
     patient: Object = {"reconnect_s": 60.0}
@@ -117,7 +135,7 @@ def test_kill_9_of_a_replica_costs_its_own_requests_alone(serving: Namespace) ->
         serving.load(serving.url("m"), **LIGHT, **patient) as on_both,
     ):
         killed_at = time.time()
-        serving.run(victim["metadata"]["name"], "python", "-c", KILL_REPLICA)
+        serving.run(victim["metadata"]["name"], "python", "-c", KILL, process)
         lost, kept, mixed = (load_.stop() for load_ in wait_for_more(on_victim, on_other, on_both))
 
     assert kept.failures == []
@@ -131,7 +149,7 @@ def test_kill_9_of_a_replica_costs_its_own_requests_alone(serving: Namespace) ->
     service = serving.wait_ready("m")
     failure = service["status"]["lastFailure"]
     assert failure["pod"] == victim["metadata"]["name"]
-    assert "replica" in failure["message"]
+    assert process in failure["message"]
     assert "ended unexpectedly" in failure["message"]
     assert failure["exitCode"] == 1
 
