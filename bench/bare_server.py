@@ -16,7 +16,7 @@ from pathlib import Path
 
 import uvloop
 
-from servewright_api import load_manifests
+from servewright_api import load_manifests, revision
 from servewright_runtime.config import resolve
 from servewright_runtime.hardware import detect
 from servewright_runtime.serve.host import Host
@@ -27,7 +27,14 @@ async def serve(manifest: Path, model: Path, *, port: int) -> None:
     (service,) = load_manifests([manifest])
     listener = socket.create_server(("127.0.0.1", port))
     host = Host(lambda event, **fields: None)
-    replica_model = resolve(service, path=model, digest=None, keys_dir=None, hardware=detect())
+    replica_model = resolve(
+        service,
+        revision=revision(service),
+        path=model,
+        digest=None,
+        keys_dir=None,
+        hardware=detect(),
+    )
     await host.serve([replica_model], listener)
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
@@ -71,7 +72,7 @@ class Health:
 
 @contextlib.asynccontextmanager
 async def serving(health: Health, host: str, port: int) -> AsyncIterator[int]:
-    """Answer on a port (0: any) while in this context: the port."""
+    """Answer on a port (0: any) while in this context: the port. host empty: any address."""
     app = web.Application()
     app.router.add_get("/livez", health.livez)
     app.router.add_get("/readyz", health.readyz)
@@ -79,7 +80,7 @@ async def serving(health: Health, host: str, port: int) -> AsyncIterator[int]:
     runner = web.AppRunner(app, access_log=None, handle_signals=False)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port)
+        site = web.SockSite(runner, _listener(host, port))
         await site.start()
         beating = asyncio.create_task(health.beat(), name="heartbeat")
         try:
@@ -88,3 +89,10 @@ async def serving(health: Health, host: str, port: int) -> AsyncIterator[int]:
             beating.cancel()
     finally:
         await runner.cleanup()
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """One socket for IPv6 and IPv4, where the machine has both."""
+    if not host and socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server((host, port))

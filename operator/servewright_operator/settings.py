@@ -34,7 +34,7 @@ class Settings:
     lease_name: str = "servewright-operator"
     namespaces: tuple[str, ...] = ()
     port: int = 8080  # /livez /readyz /metrics
-    host: str = "0.0.0.0"  # noqa: S104 - a pod's own address; the kubelet and Prometheus call it
+    host: str = ""  # any address: the kubelet and Prometheus call it
     workers: int = 16
     resync_s: float = 300.0
     lease_duration_s: float = 15.0
