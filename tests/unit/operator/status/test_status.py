@@ -12,138 +12,25 @@ import pytest
 import yaml
 
 from servewright_operator.decide import plan
-from servewright_operator.objects import Note, PodWords, ProbeRecord
+from servewright_operator.objects import Note, PodWords
 from servewright_operator.settings import PodDefaults
 from support import pod_objects
-from support.pretend import DEADLINE_S, KEY, PODS, Fate, Pretend
+from support.pretend import DEADLINE_S, KEY, PODS, Pretend
+from support.situations import (
+    OTHER_MODEL,
+    SITUATIONS,
+    refused,
+    rolled_back,
+    settled,
+    suspended,
+    truths,
+)
 from support.tree import ROOT
 
 GOLDEN = ROOT / "tests" / "golden" / "status"
-OTHER_MODEL = {"spec.engine.threads": 2}
-
-
-def settled(changes: dict[str, object] | None = None, fate: Fate = "good") -> Pretend:
-    world = Pretend(changes, fate)
-    world.reconcile()
-    world.settle()
-    return world
-
-
-def truths(world: Pretend) -> dict[str, str]:
-    return {one["type"]: one["status"] for one in world.status["conditions"]}
 
 
 # One golden a situation
-
-
-def just_created() -> Pretend:
-    world = Pretend()
-    world.reconcile()
-    return world
-
-
-def being_loaded() -> Pretend:
-    world = just_created()
-    for _ in range(3):
-        world.step()
-    return world
-
-
-def serving_well() -> Pretend:
-    return settled()
-
-
-def with_three_replicas() -> Pretend:
-    return settled({"spec.replicas": 3})
-
-
-def first_revision_crashes() -> Pretend:
-    return settled(fate="crash")
-
-
-def first_revision_has_no_node() -> Pretend:
-    return settled(fate="no node")
-
-
-def image_is_missing() -> Pretend:
-    return settled(fate="no image")
-
-
-def rolling_out() -> Pretend:
-    world = settled()
-    world.edit(OTHER_MODEL)
-    for _ in range(3):
-        world.step()
-    return world
-
-
-def rolled_back() -> Pretend:
-    world = settled()
-    world.fate = "crash"
-    world.edit(OTHER_MODEL)
-    world.reconcile()
-    world.settle()
-    return world
-
-
-def rolled_back_because_it_hung() -> Pretend:
-    world = settled()
-    world.fate = "hang"
-    world.edit(OTHER_MODEL)
-    world.reconcile()
-    world.settle()
-    return world
-
-
-def not_rolled_back_where_it_must_not() -> Pretend:
-    world = settled({"spec.rollout.autoRollback": False})
-    world.fate = "crash"
-    world.edit(OTHER_MODEL)
-    world.reconcile()
-    world.settle()
-    return world
-
-
-def does_not_answer() -> Pretend:
-    return settled(fate="mute")
-
-
-def suspended() -> Pretend:
-    world = settled()
-    world.edit({"spec.suspend": True})
-    world.reconcile()
-    world.settle()
-    return world
-
-
-def scaled_to_zero() -> Pretend:
-    return settled({"spec.replicas": 0})
-
-
-def refused() -> Pretend:
-    world = settled()
-    world.edit({"spec.engine.threads": 0, "spec.limits.maxQueued": -1})
-    world.settle()
-    return world
-
-
-SITUATIONS: list[Callable[[], Pretend]] = [
-    just_created,
-    being_loaded,
-    serving_well,
-    with_three_replicas,
-    first_revision_crashes,
-    first_revision_has_no_node,
-    image_is_missing,
-    rolling_out,
-    rolled_back,
-    rolled_back_because_it_hung,
-    not_rolled_back_where_it_must_not,
-    does_not_answer,
-    suspended,
-    scaled_to_zero,
-    refused,
-]
 
 
 def names_of(situation: Callable[[], Pretend]) -> str:
@@ -352,102 +239,6 @@ def test_ready_is_not_taken_over_from_before_a_suspension() -> None:
     assert seen.index(("Unknown", "ProbePending")) < seen.index(("True", "ProbeSucceeded"))
 
 
-# Probes: failing, unknown and stale are three things
-
-
-def record(world: Pretend, **changes: object) -> ProbeRecord:
-    assert world.record is not None
-    return replace(world.record, **changes)  # type: ignore[arg-type]
-
-
-def test_one_lost_call_changes_nothing_and_two_fail_ready() -> None:
-    world = settled()
-    good = copy.deepcopy(world.status)
-    failed = record(world, result="Failed", reason="TimedOut", message="No.", failures=1)
-    world.record = failed
-    world.reconcile()
-    assert world.status == good
-    world.record = replace(failed, failures=2)
-    world.reconcile()
-    assert (world.truth("Ready"), world.reason("Ready")) == ("False", "ProbeFailed")
-    assert world.status["lastProbe"]["result"] == "Failed"
-
-
-def test_an_answer_of_another_revision_fails_ready() -> None:
-    world = settled()
-    world.record = record(
-        world, result="Failed", reason="WrongRevision", revision="other", failures=2
-    )
-    world.reconcile()
-    assert world.reason("Ready") == "ProbeFailed"
-    assert world.status["lastProbe"]["revision"] == "other"
-
-
-def test_a_call_that_the_operator_cannot_make_makes_ready_unknown() -> None:
-    world = settled()
-    world.record = record(world, result="Unknown", reason="NotAsked", message="Network is down.")
-    world.reconcile()
-    assert (world.truth("Ready"), world.reason("Ready")) == ("Unknown", "ProbePending")
-    assert world.message("Ready") == "NotAsked: Network is down."
-
-
-def test_an_old_answer_makes_ready_unknown_and_says_so() -> None:
-    world = settled()
-    made = world.reconcile()
-    assert made.requeue_after_s is not None
-    while world.truth("Ready") == "True":  # nobody calls any more
-        assert made.requeue_after_s is not None
-        world.now += timedelta(seconds=made.requeue_after_s)
-        made = world.reconcile()
-    assert (world.truth("Ready"), world.reason("Ready")) == ("Unknown", "ProbeStale")
-    # interval 60, timeout 60
-    assert world.now - world.since("Available") <= timedelta(seconds=5 * 60)
-
-
-def test_the_last_success_is_written_anew_after_five_minutes_only() -> None:
-    world = settled()
-    writes, started = world.status_writes, world.now
-    times = {world.status["lastProbe"]["time"]}
-    while world.now - started < timedelta(minutes=16):
-        world.step(30)
-        times.add(world.status["lastProbe"]["time"])
-    assert world.status_writes - writes == 3
-    assert len(times) == 4
-
-
-def test_the_last_failure_of_a_call_keeps_the_time_when_it_began() -> None:
-    world = settled(fate="mute")
-    writes = world.status_writes
-    for _ in range(40):
-        world.step(30)
-    assert world.status_writes == writes
-
-
-def test_a_new_operator_holds_on_to_ready_until_it_has_asked_or_it_is_too_old() -> None:
-    world = settled()
-    world.restart_operator()
-    world.now += timedelta(minutes=4)
-    world.reconcile()
-    assert world.truth("Ready") == "True"
-    world.now += timedelta(minutes=10)
-    world.reconcile()
-    assert (world.truth("Ready"), world.reason("Ready")) == ("Unknown", "ProbeStale")
-
-
-def test_ready_comes_back_with_an_answer() -> None:
-    world = settled()
-    good = world.record
-    world.record = record(world, result="Failed", failures=3)
-    world.reconcile()
-    since = world.since("Ready")
-    world.now += timedelta(seconds=30)
-    assert good is not None
-    world.record = replace(good, time=world.now, succeeded_at=world.now)
-    world.reconcile()
-    assert world.truth("Ready") == "True"
-    assert world.since("Ready") > since
-
-
 # The name that clients write
 
 
@@ -595,53 +386,7 @@ def test_a_service_that_is_being_deleted_is_left_alone() -> None:
     assert (made.children, made.status, made.notes, made.probe) == (None, world.status, (), None)
 
 
-# What is asked
-
-
-def test_the_probe_carries_the_operators_key_where_keys_are_wanted() -> None:
-    world = settled({"spec.access.mode": "ApiKey", "spec.probe.expect": "Paris"})
-    assert world.probe is not None
-    assert (world.probe.key, world.probe.expect) == ("probe-key", "Paris")
-    assert world.probe.url == "http://10.96.0.7:8000"
-    assert "probe-key" not in repr(world.probe)
-    assert world.requeue_after_s is not None
-    assert world.requeue_after_s <= 60  # to look after the Secrets
-
-
-def test_after_a_rollback_the_good_revision_is_asked_in_its_own_way() -> None:
-    world = settled({"spec.probe.prompt": "One and", "spec.model.name": "first"})
-    world.fate = "crash"
-    world.edit({"spec.probe.prompt": "Other", "spec.model.name": "second"})
-    world.edit({"spec.access.mode": "ApiKey"})
-    world.reconcile()
-    world.settle()
-    assert world.reason("Ready") == "RolledBack"
-    assert world.probe is not None
-    assert (world.probe.prompt, world.probe.model, world.probe.key) == ("One and", "first", None)
-    assert world.probe.revision == world.status["lastGoodRevision"]
-
-
-def test_nobody_is_asked_while_a_revision_rolls_out() -> None:
-    world = settled()
-    world.edit(OTHER_MODEL)
-    assert world.reconcile().probe is None
-
-
-def test_the_first_ready_pod_is_asked_for_its_state() -> None:
-    world = with_three_replicas()
-    made = world.reconcile()
-    assert made.ask_state == {"uid-mine-1": "http://10.1.2.3:9000/state"}
-
-
-def test_a_pod_that_hangs_is_asked_for_its_state() -> None:
-    world = settled(fate="hang")
-    assert world.reconcile().ask_state == {"uid-mine-1": "http://10.1.2.3:9000/state"}
-
-
-def test_nobody_is_asked_without_an_address() -> None:
-    world = settled()
-    world.children[("Service", "mine")]["spec"].pop("clusterIP")
-    assert world.reconcile().probe is None
+# Notes, and a status that is none
 
 
 def test_events_are_told_on_transitions_alone() -> None:
