@@ -26,6 +26,7 @@ from servewright_operator.objects import Object
 from servewright_operator.store import Store
 from support.apiserver import ApiServer
 from support.desired import children_of, one
+from support.foreign_specs import EXEC, SPECS
 from support.objects import Objects, Refused
 from support.operators import configuration
 from support.tree import ROOT
@@ -141,7 +142,6 @@ def in_replica(**fields: Any) -> Object:
 
 
 REPLICA = "/spec/template/spec/containers/0"
-EXEC = {"exec": {"command": ["true"]}}
 EDITS: list[tuple[str, str, str, Any, str]] = [
     (
         "a container",
@@ -409,87 +409,6 @@ def test_a_book_that_somebody_emptied_is_begun_anew(cluster: Cluster) -> None:
 # Any edits
 
 
-def optional(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Object]:
-    return st.fixed_dictionaries({}, optional=fields)
-
-
-def lists(items: st.SearchStrategy[Any], key: str) -> st.SearchStrategy[list[Any]]:
-    return st.lists(items, max_size=2, unique_by=lambda item: item[key])
-
-
-VALUES = st.sampled_from(["", "1", "theirs"])
-VARIABLES = st.fixed_dictionaries(
-    {"name": st.sampled_from(["HOME", "NEW", "LANG", "SERVEWRIGHT_REVISION"])},
-    optional={"value": VALUES},
-)
-MOUNTS = st.fixed_dictionaries(
-    {"name": st.sampled_from(["tmp", "model"]), "mountPath": st.sampled_from(["/tmp", "/more"])}  # noqa: S108
-)
-PROBES = st.one_of(
-    st.just(EXEC),
-    optional(periodSeconds=st.integers(1, 9), httpGet=st.just({"path": "/", "port": 1})),
-)
-CONTAINERS = st.fixed_dictionaries(
-    {"name": st.sampled_from(["replica", "side"]), "image": st.just("theirs")},
-    optional={
-        "env": lists(VARIABLES, "name"),
-        "volumeMounts": lists(MOUNTS, "mountPath"),
-        "livenessProbe": PROBES,
-        "lifecycle": st.just({"preStop": EXEC}),
-        "workingDir": VALUES,
-        "ports": st.just([{"containerPort": 9999, "protocol": "UDP"}]),
-        "resources": st.just({"limits": {"ephemeral-storage": "1Gi"}}),
-        "securityContext": st.just({"runAsUser": 0, "runAsNonRoot": False}),
-        "terminationMessagePath": st.just("/dev/theirs"),
-    },
-)
-SOURCES = st.sampled_from(
-    [{"emptyDir": {}}, {"emptyDir": {"medium": "Memory"}}, {"hostPath": {"path": "/"}}]
-)
-VOLUMES = st.builds(
-    lambda name, source: {"name": name, **source},
-    st.sampled_from(["tmp", "model", "theirs"]),
-    SOURCES,
-)
-PODS = optional(
-    containers=lists(CONTAINERS, "name"),
-    initContainers=lists(CONTAINERS, "name"),
-    volumes=lists(VOLUMES, "name"),
-    nodeSelector=st.dictionaries(st.sampled_from(["disk", "zone"]), VALUES, max_size=2),
-    tolerations=st.just([{"operator": "Exists"}]),
-    hostNetwork=st.booleans(),
-    dnsPolicy=st.sampled_from(["ClusterFirst", "Default"]),
-    terminationGracePeriodSeconds=st.integers(0, 3),
-    imagePullSecrets=st.just([{"name": "theirs"}]),
-    hostAliases=st.just([{"ip": "192.0.2.1", "hostnames": ["theirs"]}]),
-    affinity=st.just({"podAntiAffinity": {}}),
-    securityContext=optional(fsGroup=st.just(1), runAsNonRoot=st.just(False)),
-    serviceAccountName=st.just("theirs"),
-    topologySpreadConstraints=st.just(
-        [
-            {
-                "maxSkew": 1,
-                "topologyKey": "zone",
-                "whenUnsatisfiable": "DoNotSchedule",
-                "labelSelector": {"matchLabels": {"a": "b"}},
-            }
-        ]
-    ),
-)
-SPECS = optional(
-    replicas=st.integers(0, 9),
-    minReadySeconds=st.integers(0, 9),
-    paused=st.booleans(),
-    strategy=st.just({"type": "Recreate", "rollingUpdate": None}),
-    template=st.fixed_dictionaries(
-        {"spec": PODS},
-        optional={
-            "metadata": optional(
-                labels=st.just({"theirs": "1"}), annotations=st.just({"theirs": "1"})
-            )
-        },
-    ),
-)
 Edit = Callable[[Cluster, Object], None]
 
 
