@@ -39,6 +39,8 @@ _LIST_TRIES = 3
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
 _JSON = "application/json"
+# What the API server says (as its own mistake, a 500) of a field that no CRD knows.
+_UNKNOWN_FIELD = "field not declared in schema"
 
 
 class ApiError(Exception):
@@ -187,7 +189,13 @@ class Client:
             "status": status,
         }
         path = kind.path(metadata["namespace"], metadata["name"], "status")
-        return await self._apply("apply-status", kind, path, body, force=True)
+        try:
+            return await self._apply("apply-status", kind, path, body, force=True)
+        except ApiError as error:
+            if _UNKNOWN_FIELD not in error.message:
+                raise
+            why = "the CRD of ModelServices is older than this operator: upgrade servewright-crds"
+            raise ApiError(error.status, "OldCrd", f"{why} ({error.message})") from error
 
     async def delete(self, live: Object) -> Object | None:
         """Delete this very object, not a namesake made later. What is left of it: None, or it
@@ -310,8 +318,8 @@ def _error(code: int, headers: Mapping[str, str], data: bytes) -> ApiError:
     """What a Status object says, or whatever else came."""
     try:
         status = json.loads(data)
-        reason, message = str(status["reason"]), str(status["message"])
-    except (ValueError, KeyError, TypeError):
+        reason, message = str(status.get("reason") or "Unknown"), str(status["message"])
+    except (ValueError, KeyError, TypeError, AttributeError):
         reason, message = "Unknown", data[:200].decode(errors="replace")
     after = headers.get("Retry-After", "")
     return ApiError(code, reason, message, float(after) if after.isdecimal() else None)

@@ -57,6 +57,7 @@ def namespace(request: pytest.FixtureRequest, api_server: ApiServer) -> Iterator
 @pytest.fixture(scope="module")
 def module_namespace(request: pytest.FixtureRequest, api_server: ApiServer) -> Iterator[str]:
     """A namespace of `api_server` for what a module's tests share."""
+    _skip_unless_ours(api_server)
     with _fresh_namespace(request, api_server) as name:
         yield name
 
@@ -64,6 +65,7 @@ def module_namespace(request: pytest.FixtureRequest, api_server: ApiServer) -> I
 @pytest.fixture
 def place(api_server: ApiServer, namespace: str) -> Iterator[Place]:
     """A fresh namespace of `api_server`, as its user has it."""
+    _skip_unless_ours(api_server)
     with contextlib.closing(Objects(api_server)) as objects:
         made = Place(objects, namespace)
         yield made
@@ -80,6 +82,7 @@ def controlled_namespace(request: pytest.FixtureRequest, control_plane: ApiServe
 @pytest.fixture(scope="module")
 def controlled_place(request: pytest.FixtureRequest, control_plane: ApiServer) -> Iterator[Place]:
     """A namespace of `control_plane` for a module's tests, and a node whose kubelet pretends."""
+    _skip_unless_ours(control_plane)
     kubelet = Kubelet(control_plane)
     kubelet.start()
     with (
@@ -88,6 +91,11 @@ def controlled_place(request: pytest.FixtureRequest, control_plane: ApiServer) -
     ):
         yield Place(objects, name)
     kubelet.stop()
+
+
+def _skip_unless_ours(server: ApiServer) -> None:
+    if server.stop is None:
+        pytest.skip("needs an API server of its own: unset USE_EXISTING_CLUSTER")
 
 
 @contextlib.contextmanager

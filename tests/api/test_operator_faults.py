@@ -222,6 +222,41 @@ def test_a_user_who_cannot_decide_gets_what_was_wanted_last(
     assert after["apply-status", "ModelService"] <= wanted + 3
 
 
+def test_an_operator_newer_than_its_crd_serves_on_and_says_what_to_upgrade(
+    server: ApiServer, operator: OperatorProcess, place: Place
+) -> None:
+    name = "modelservices.servewright.io"
+    crd = json.loads(server.kubectl("get", "crd", name, "--output=json"))
+    schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    del schema["properties"]["status"]["properties"]["revision"]
+    server.kubectl("replace", "--filename=-", stdin=json.dumps(crd))
+    try:
+        # Until the API server has taken it in, this one's status can be written still.
+        eventually(lambda: is_refused(place), interval_s=0.2)
+        place.serve("other")
+        eventually(lambda: place.find(kinds.DEPLOYMENT, "other"), interval_s=0.1)
+        cure = "is older than this operator: upgrade servewright-crds"
+        eventually(lambda: cure in str(operator.records("warning")), interval_s=0.2)
+        assert place.status("other") == {}
+    finally:
+        server.kubectl("apply", "--server-side", "--force-conflicts", f"--filename={CRDS}")
+    eventually(lambda: place.status("other").get("revision"), interval_s=0.2, timeout_s=60.0)
+
+
+def is_refused(place: Place) -> bool:
+    """Whether the API server knows no `status.revision` any more."""
+    manifest = place.get(kinds.MODEL_SERVICE)
+    metadata = {key: manifest["metadata"][key] for key in ("name", "namespace")}
+    body = {**manifest, "metadata": metadata, "spec": None, "status": {"revision": "x"}}
+    path = kinds.MODEL_SERVICE.path(place.namespace, "m", "status")
+    query = {"fieldManager": "nobody", "force": "true", "dryRun": "All"}
+    try:
+        place.objects.request("PATCH", path, query, body, "application/apply-patch+yaml")
+    except Refused:
+        return True
+    return False
+
+
 def storm(write: Callable[[int], object]) -> int:
     """Write again and again, up to 50 times a second, for some seconds: how often."""
     ends, count = time.monotonic() + STORM_S, 0
