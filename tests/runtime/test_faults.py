@@ -17,12 +17,11 @@ Start = Callable[..., Run]
 
 pytestmark = pytest.mark.faults
 
-ALL_FAULTS = os.environ.get("SERVEWRIGHT_FAULTS") == "all"  # `make faults`
 VICTIMS = ["replica", "raylet"]
 MORE_VICTIMS = ["driver", "GCS", "dashboard agent", "runtime-env agent"]
 
 
-@pytest.mark.parametrize("victim", VICTIMS + (MORE_VICTIMS if ALL_FAULTS else []))
+@pytest.mark.parametrize("victim", VICTIMS + (MORE_VICTIMS if runs.ALL_FAULTS else []))
 def test_the_death_of_a_process_ends_the_run_with_its_name(start: Start, victim: str) -> None:
     run = start()
     run.wait_until_ready()
@@ -48,7 +47,7 @@ def test_the_death_of_the_supervisor_ends_everything(start: Start) -> None:
     runs.assert_nothing_left(run, members)
 
 
-@pytest.mark.skipif(not ALL_FAULTS, reason="make faults runs it")
+@pytest.mark.skipif(not runs.ALL_FAULTS, reason="make faults runs it")
 def test_the_death_of_the_supervisor_during_the_start_ends_everything(start: Start) -> None:
     run = start()
 
@@ -65,7 +64,7 @@ def test_the_death_of_the_supervisor_during_the_start_ends_everything(start: Sta
     runs.assert_nothing_left(run, members)
 
 
-@pytest.mark.skipif(not ALL_FAULTS, reason="make faults runs it")
+@pytest.mark.skipif(not runs.ALL_FAULTS, reason="make faults runs it")
 def test_a_replica_that_answers_no_more_ends_the_run(start: Start) -> None:
     run = start()
     run.wait_until_ready()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +62,15 @@ def test_state_tells_no_fetch_for_that_was_another_containers(pod: Run) -> None:
     assert (model["revision"], model["model"]["digest"]) == (pods.REVISION, None)
 
 
+@pytest.mark.parametrize("family", ["127.0.0.1", "::1"])
+def test_kubelet_and_clients_reach_it_over_ipv4_and_ipv6(pod: Run, family: str) -> None:
+    for port, path, status in ((pod.admin_port, "/readyz", 200), (pod.port, "/v1/models", 401)):
+        connection = http.client.HTTPConnection(family, port, timeout=60)
+        with contextlib.closing(connection):
+            connection.request("GET", path)
+            assert connection.getresponse().status == status
+
+
 def test_nothing_is_written_to_home_or_to_the_mounts(pod: Run) -> None:
     assert list((pod.folder / "home").iterdir()) == []
     assert [path.name for path in (pod.folder / "model").iterdir()] == ["tiny.gguf"]
@@ -77,6 +89,25 @@ def test_stopping_pod_serves_new_connections_while_it_lingers(pod: Run) -> None:
     assert pod.process.wait(timeout=60 + LINGER_S) == 0
     assert pod.termination["reason"] == "Drained"
     runs.assert_nothing_left(pod, members)
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(not runs.ALL_FAULTS, reason="make faults runs it")
+@pytest.mark.parametrize("victim", ["driver", "GCS"])
+def test_the_termination_message_names_first_who_died_first(tmp_path: Path, victim: str) -> None:
+    (tmp_path / "model").mkdir()
+    make_tiny_gguf(tmp_path / "model" / "tiny.gguf")
+    changes = {"spec.model.source": "pvc://models/tiny.gguf", "spec.access.mode": "Open"}
+    run = pods.serve(tmp_path, changes)
+    run.wait_until_ready()
+    members = run.members()
+
+    os.kill(run.pids[victim], signal.SIGKILL)
+
+    runs.assert_nothing_left(run, members)
+    assert run.process.returncode == 1
+    begin = f"The {victim} (pid {run.pids[victim]}) ended unexpectedly"
+    assert run.termination["message"].startswith(begin)
 
 
 def test_claim_without_the_file_ends_the_container_with_2(tmp_path: Path) -> None:

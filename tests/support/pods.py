@@ -51,7 +51,7 @@ def fetch(folder: Path, changes: Mapping[str, Any]) -> tuple[int, dict[str, str]
 
 
 def serve(folder: Path, changes: Mapping[str, Any]) -> Run:
-    """The replica's container on loopback, not yet ready."""
+    """The replica's container, not yet ready."""
     port, admin_port = free_port(), free_port()
-    arguments = ["--host", "127.0.0.1", "--port", str(port), "--admin-port", str(admin_port)]
+    arguments = ["--port", str(port), "--admin-port", str(admin_port)]
     return Run(folder, port, admin_port, start(folder, changes, arguments))

@@ -23,6 +23,7 @@ from support.waiting import eventually
 
 # Ray takes 5 s to start when nothing else runs; on a crowded machine of two cores 65 s were seen.
 START_S = 200.0
+ALL_FAULTS = os.environ.get("SERVEWRIGHT_FAULTS") == "all"  # `make faults`
 # What is promised: nothing of a run is left so long after any end.
 CLEAN_S = 10.0
 

@@ -15,7 +15,7 @@ from servewright_runtime.errors import ServewrightError
 from servewright_runtime.hardware import detect
 from servewright_runtime.pod import weights
 from servewright_runtime.pod.given import Given, Mounts
-from servewright_runtime.supervisor import Settings
+from servewright_runtime.supervisor import Settings, ports
 from servewright_runtime.supervisor import run as supervise
 from servewright_runtime.supervisor.ending import Ending
 
@@ -41,7 +41,7 @@ def run(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("python -m servewright_runtime.pod")
     parser.add_argument("work", nargs="?", choices=("serve", "fetch"), default="serve")
     parser.add_argument("--root", type=Path, default=Path("/"), help="of the mounts")
-    parser.add_argument("--host", default="0.0.0.0")  # noqa: S104 - Services and probes call it
+    parser.add_argument("--host", default=ports.any_address(), help="Services and probes call it")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--admin-port", type=int, default=9000)
     given = parser.parse_args(arguments)

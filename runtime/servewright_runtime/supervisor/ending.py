@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import re
+import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +34,20 @@ class Ending:
     def of(cls, error: ServewrightError) -> Ending:
         """The ending that a user's error makes."""
         return cls(error.exit_code, error.reason, error.message)
+
+    @classmethod
+    def of_deaths(cls, dead: Mapping[str, int], driver_code: int | None) -> Ending:
+        """The ending that deaths of processes make.
+
+        dead: pids by name, in the order of their ends. The first is the cause, unless the driver
+        was killed: the kernel then kills the raylet and the GCS with it, and they, being smaller,
+        are gone before it. SIGABRT is Ray's own way for a driver that has lost one of them.
+        """
+        is_cause = driver_code is not None and driver_code < 0 and driver_code != -signal.SIGABRT
+        names = sorted(dead, key=lambda name: not (is_cause and name == "driver"))
+        first, *others = (f"{name} (pid {dead[name]})" for name in names)
+        then = f"; with it the {', '.join(others)}" if others else ""
+        return cls(1, "ProcessDied", f"The {first} ended unexpectedly{then}.")
 
     def told(self) -> int:
         """Tell the kubelet and the log. Returns the exit code."""

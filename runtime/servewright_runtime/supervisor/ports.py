@@ -11,8 +11,17 @@ from servewright_runtime.errors import StartError
 _BACKLOG = 2048  # connections; the kernel lowers it to its somaxconn
 
 
+def any_address(*, has_ipv6: bool | None = None) -> str:
+    """The host that takes calls to any address, over IPv6 too where the machine has it."""
+    if has_ipv6 is None:
+        has_ipv6 = socket.has_dualstack_ipv6()
+    return "::" if has_ipv6 else "0.0.0.0"  # noqa: S104 - what is asked for
+
+
 def listen(host: str, port: int, *, option: str) -> socket.socket:
     """A listening TCP socket. `option` is the flag that chooses the port, for the message.
+
+    On `::` it takes IPv4 too, whatever the machine's default (net.ipv6.bindv6only).
 
     It listens at once: Linux lets two sockets that merely are bound share a port, and the second
     run would fail only when its model is loaded.
@@ -30,6 +39,8 @@ def listen(host: str, port: int, *, option: str) -> socket.socket:
         ) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if host == "::":
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         listener.bind(address)
         listener.listen(_BACKLOG)
     except OSError as error:
@@ -59,6 +70,9 @@ def url(listener: socket.socket) -> str:
 
 
 def loopback_of(listener: socket.socket) -> tuple[str, int]:
-    """Host and port to connect to from this machine, also where the listener takes any address."""
+    """Host and port to connect to from this machine, also where the listener takes any address.
+
+    Any machine has 127.0.0.1, even where nothing else is IPv4; ::1 is missing where IPv6 is off.
+    """
     host, port = listener.getsockname()[:2]
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port  # noqa: S104
+    return "127.0.0.1" if host in ("0.0.0.0", "::") else host, port  # noqa: S104

@@ -41,7 +41,13 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _SAME_SIGNAL_S = 0.5
 _GRACE_S = 0.3  # for the last words of a process that has just died, and for the cgroup's count
 
-_BEFORE_READY = {Phase.FETCHING, Phase.STARTING, Phase.LOADING, Phase.WARMING}
+# What a run that is not ready yet is doing, in words.
+_BEFORE_READY = {
+    Phase.FETCHING: "fetching the model",
+    Phase.STARTING: "starting",
+    Phase.LOADING: "loading the model",
+    Phase.WARMING: "asking the model its probe",
+}
 
 # By command names, which the kernel cuts to 15 characters. The raylet ends with either of its
 # agents. The Serve controller is not here: Ray restarts it, and it takes the replica over.
@@ -112,7 +118,7 @@ class Supervisor:
         self._started_at = time.monotonic()
         self._cold_start: dict[str, float] = {}
         self._serve_status: Any = None
-        self._dead: list[str] = []
+        self._dead: dict[str, int] = {}  # pids by name, in the order of their ends
         self._has_models = False
         self._stop_asked_at = 0.0
         self._drained = asyncio.Event()
@@ -248,7 +254,7 @@ class Supervisor:
             self._tell(self._audience.on_ready, self._url)
 
     def _lost(self, name: str, pid: int) -> None:
-        self._dead.append(f"{name} (pid {pid})")
+        self._dead[name] = pid
         if len(self._dead) == 1:
             self._spawn(self._explain())
 
@@ -258,9 +264,8 @@ class Supervisor:
         if (code := self._children.driver_exit_code()) is not None:
             output = self._children.driver_output()
             log.error("driver ended", extra={"code": code, "output": output})
-        first, *others = self._dead  # in the order of their ends: the first is the cause
-        then = f"; with it the {', '.join(others)}" if others else ""
-        self._end(Ending(1, "ProcessDied", f"The {first} ended unexpectedly{then}."))
+            self._dead.setdefault("driver", self._children.pids["driver"])
+        self._end(Ending.of_deaths(self._dead, code))
 
     # Health
 
@@ -272,7 +277,7 @@ class Supervisor:
         self._children.reap()
         if self._phase in _BEFORE_READY and self._oom_kills():
             # It may have been one of Ray's workers, for which Ray would wait long.
-            self._end(Ending(1, "OutOfMemory", "It was starting."))
+            self._end(Ending(1, "OutOfMemory", f"It was {_BEFORE_READY[self._phase]}."))
 
     def _oom_kills(self) -> int:
         return (oom_kills() or 0) - (self._oom_kills_before or 0)

@@ -44,3 +44,27 @@ def test_a_termination_log_that_cannot_be_written_is_no_error(
 def test_this_machine_counts_oom_kills_or_says_that_it_cannot() -> None:
     count = oom_kills()
     assert count is None or count >= 0
+
+
+DRIVER_FIRST = "The driver (pid 1) ended unexpectedly; with it the raylet (pid 2), GCS (pid 3)."
+RAYLET_FIRST = "The raylet (pid 2) ended unexpectedly; with it the GCS (pid 3), driver (pid 1)."
+
+
+@pytest.mark.parametrize(
+    ("driver_code", "message"),
+    [
+        pytest.param(-9, DRIVER_FIRST, id="a driver that was killed takes them with it"),
+        pytest.param(-11, DRIVER_FIRST, id="one that crashed does too"),
+        pytest.param(1, RAYLET_FIRST, id="one that ended after them is not the cause"),
+        pytest.param(-6, RAYLET_FIRST, id="nor one that gave up after them"),
+        pytest.param(None, RAYLET_FIRST, id="the order counts otherwise"),
+    ],
+)
+def test_of_several_deaths_the_cause_is_named_first(driver_code: int | None, message: str) -> None:
+    dead = {"raylet": 2, "GCS": 3, "driver": 1}
+    assert Ending.of_deaths(dead, driver_code) == Ending(1, "ProcessDied", message)
+
+
+def test_a_single_death_is_one_sentence() -> None:
+    ending = Ending.of_deaths({"replica": 7}, None)
+    assert ending.message == "The replica (pid 7) ended unexpectedly."

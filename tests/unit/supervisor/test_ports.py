@@ -35,7 +35,11 @@ def test_a_host_that_is_not_of_this_machine_is_refused(host: str) -> None:
 
 @pytest.mark.parametrize(
     ("host", "shown"),
-    [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1")],  # noqa: S104
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        (ports.any_address(has_ipv6=True), "127.0.0.1"),
+        (ports.any_address(has_ipv6=False), "127.0.0.1"),
+    ],
 )
 def test_the_url_is_one_that_a_client_on_this_machine_can_use(host: str, shown: str) -> None:
     with ports.listen(host, 0, option="--port") as listener:
@@ -46,3 +50,22 @@ def test_the_url_is_one_that_a_client_on_this_machine_can_use(host: str, shown: 
 def test_an_ipv6_address_stands_in_brackets() -> None:
     with ports.listen("::1", 0, option="--port") as listener:
         assert ports.url(listener) == f"http://[::1]:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("caller", ["127.0.0.1", "::1"])
+def test_any_address_is_of_both_families_where_there_is_ipv6(caller: str) -> None:
+    with ports.listen(ports.any_address(has_ipv6=True), 0, option="--port") as listener:
+        port = listener.getsockname()[1]
+        with socket.create_connection((caller, port), timeout=5):
+            pass
+
+
+def test_any_address_is_of_ipv4_where_there_is_no_ipv6() -> None:
+    with ports.listen(ports.any_address(has_ipv6=False), 0, option="--port") as listener:
+        assert listener.family == socket.AF_INET
+        with socket.create_connection(("127.0.0.1", listener.getsockname()[1]), timeout=5):
+            pass
+
+
+def test_whether_there_is_ipv6_is_asked_of_the_machine() -> None:
+    assert (ports.any_address() == "::") == socket.has_dualstack_ipv6()
