@@ -144,7 +144,7 @@ class OperatorProcess:
     async def until_quiet(self) -> None:
         """Wait until it has written nothing for a while."""
         before = None
-        while before != (before := await self.writes()):
+        while before != (before := await self.writes()):  # noqa: ASYNC110 - asks a process
             await asyncio.sleep(QUIET_S)
 
     def cpu_s(self) -> float:

@@ -8,6 +8,8 @@ import os
 import platform
 import sys
 
+from kubernetes.aio.config import ConfigException
+
 from servewright_operator import logs
 from servewright_operator.client import load_configuration
 from servewright_operator.lease import Lost
@@ -21,10 +23,15 @@ log = logging.getLogger("servewright_operator")
 async def _run(settings: Settings) -> int:
     try:
         await Operator(settings, await load_configuration()).run()
+    except ConfigException as error:
+        log.error("The API server cannot be found: run in a pod, or set KUBECONFIG (%s).", error)
     except (Lost, NotInstalled) as error:
         log.error(str(error))
-        return 1
-    return 0
+    except Exception:
+        log.exception("ends for a reason that a restart may mend")
+    else:
+        return 0
+    return 1
 
 
 def main() -> int:
