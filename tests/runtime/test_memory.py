@@ -43,4 +43,7 @@ def test_a_run_without_enough_memory_ends_with_137(
     run = start(wrapper=["sh", "-c", enter, "sh"])
     assert run.process.wait(timeout=runs.START_S) == 137
     assert run.termination["reason"] == "OutOfMemory"
-    assert "the kernel killed" in run.termination["message"]
+    message = run.termination["message"]
+    assert "the kernel killed" in message
+    # As it was found out: by the kernel's count while Ray starts, or by the death itself.
+    assert message.endswith("It was starting.") or "ended unexpectedly" in message
