@@ -112,9 +112,10 @@ def test_one_that_slept_through_its_lease_wakes_up_powerless(
     eventually(place.status, interval_s=0.1)
     leader.signal(signal.SIGSTOP)
     eventually(lambda: holder(place) == standby.name, timeout_s=TAKEOVER_S, interval_s=0.1)
-    # It still believes in these, and does not know that they are gone.
+    # It still believes in what is there no more.
     place.delete(kinds.SERVICE, "m")
     acts(place, 2)
+    eventually(lambda: place.find(kinds.SERVICE, "m"), interval_s=0.2)
     settled(place)
     before = place.versions()
     leader.signal(signal.SIGCONT)

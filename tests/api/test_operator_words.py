@@ -94,11 +94,10 @@ def test_what_nobody_could_find_out_is_never_called_ready(place: Place) -> None:
 def test_a_status_that_is_told_is_not_written_again(
     place: Place, operator: OperatorProcess
 ) -> None:
-    for name in CASES:
-        eventually(
-            lambda name=name: place.condition("Degraded", name).get("status") == "True",  # type: ignore[misc]
-            interval_s=0.2,
-        )
+    eventually(
+        lambda: all(place.condition("Degraded", n).get("status") == "True" for n in CASES),
+        interval_s=0.2,
+    )
     written = {name: status_write(place, name) for name in CASES}
     passes = operator.passes()
     for name in CASES:
