@@ -17,7 +17,7 @@ SOURCES := $(shell find csrc -type f \( -name '*.cpp' -o -name '*.h' \))
 .PHONY: help run test check gen check-gen e2e images scale bench fuzz faults sanitize lock
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(STAMP)  ## serve examples/01-smollm2.yaml on this machine (MANIFEST=FILE, ARGS='--port 8080')
 	@$(BIN)/servewright run $(MANIFEST) $(ARGS)

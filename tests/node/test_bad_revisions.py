@@ -12,9 +12,10 @@ import pytest
 from servewright_operator import names
 from support.cluster import LIGHT, MakeModel, Namespace, RunningLoad, condition, until
 
-# Long enough for a container to begin, and for it to start Ray and load the model beside a load.
-DEADLINE_S, AFTER_START_S = 20, 45
-ROLLED_BACK_S = 90.0
+# Long enough for a pod to get to where it fails: until its containers begin, or, as many times
+# as long as the good revision took for it, until its model is loaded beside a load.
+DEADLINE_S, STARTS = 20, 3
+ROLLED_BACK_S = 60.0
 DEADLINE = "spec.rollout.progressDeadlineSeconds"
 
 pytestmark = pytest.mark.faults
@@ -28,18 +29,16 @@ class Bad:
     reason: str
     words: str
     exit_code: int | None = None
-    deadline_s: int = DEADLINE_S
+    starts: bool = False  # Ray and the engine, before it fails
     path: str = "/smollm2.gguf"  # on the file server
 
 
 BAD = {
     "crashes": Bad(
-        {"spec.engine.kvCache": "1Mi"}, "InvalidConfiguration", "kvCache", 2, AFTER_START_S
+        {"spec.engine.kvCache": "1Mi"}, "InvalidConfiguration", "kvCache", 2, starts=True
     ),
     "hangs": Bad({}, "Hanging", "fetch", path="/hang/smollm2.gguf"),
-    "talks nonsense": Bad(
-        {"spec.probe.expect": "Lisbon"}, "ProbeFailed", "Lisbon", 1, AFTER_START_S
-    ),
+    "talks nonsense": Bad({"spec.probe.expect": "Lisbon"}, "ProbeFailed", "Lisbon", 1, starts=True),
     "needs more memory than it has": Bad(
         {
             "spec.resources.requests": {"memory": "256Mi"},
@@ -48,9 +47,10 @@ BAD = {
         "OOMKilled",
         "memory",
         137,
+        starts=True,
     ),
     "has another digest": Bad(
-        {"spec.model.digest": "sha256:" + "0" * 64}, "DigestMismatch", "sha256:0000", 2
+        {"spec.model.digest": "sha256:" + "0" * 64}, "DigestMismatch", "sha256:0000", 2, starts=True
     ),
     "has no image": Bad({"spec.pod.image": "localhost/not-there:1"}, "ErrImagePull", "not-there"),
 }
@@ -83,8 +83,12 @@ def test_a_revision_that_does_not_come_up_is_rolled_back(
     pods = stable.uids("m")
     source = {"spec.model.source": files + bad.path}
 
-    stable.apply(make_model({DEADLINE: bad.deadline_s, **source, **bad.changes}))
-    service = stable.wait_condition("m", "Ready", "False", "RolledBack", timeout_s=ROLLED_BACK_S)
+    start_s = sum(before["coldStart"].values())
+    deadline_s = max(DEADLINE_S, round(STARTS * start_s)) if bad.starts else DEADLINE_S
+
+    stable.apply(make_model({DEADLINE: deadline_s, **source, **bad.changes}))
+    patience_s = deadline_s + ROLLED_BACK_S
+    service = stable.wait_condition("m", "Ready", "False", "RolledBack", timeout_s=patience_s)
 
     status = service["status"]
     assert status["lastGoodRevision"] == before["revision"]

@@ -16,7 +16,7 @@ from support.tree import ROOT, project_files, text_of
 
 DOCS = [path for path in project_files() if path.suffix == ".md"]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-TARGETS = set(re.findall(r"^([a-z-]+):.*## ", text_of(Path("Makefile")), re.MULTILINE))
+TARGETS = set(re.findall(r"^([a-z0-9-]+):.*## ", text_of(Path("Makefile")), re.MULTILINE))
 
 
 def blocks(path: Path, language: str) -> list[str]:
