@@ -32,7 +32,7 @@ from servewright_operator.objects import Object
 # Of a whole request, connecting included. The API server gives up after 60 s itself.
 TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 5.0
-PAGE = 500  # objects of a LIST's answer
+PAGE = 200  # objects of a LIST's answer: some 80 KB each while they are read
 # A LIST starts over when its continuation expired; a cluster busy enough for a third time is ill.
 _LIST_TRIES = 3
 

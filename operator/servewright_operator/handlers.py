@@ -112,9 +112,9 @@ def settings(watched: Iterable[Kind]) -> kopf.OperatorSettings:
     made.networking.enforce_retry_after = True
     made.watching.connect_timeout = 10
     made.watching.server_timeout = 600
-    made.watching.chunk_size = 500
+    made.watching.chunk_size = 100  # all kinds are LISTed at once
     made.queueing.worker_limit = None  # handlers are instant
-    made.queueing.idle_timeout = 0.2  # else each object seen holds a task for 5 s
+    made.queueing.idle_timeout = 0.05  # else each object seen is held by a task for 5 s
     made.process.ultimate_exiting_timeout = 20
     for kind in watched:
         if kind != kinds.MODEL_SERVICE:
