@@ -28,8 +28,9 @@ log = logging.getLogger(__name__)
 RETRY_S = 2.0  # after a failure; twice as long after each further one, up to the interval
 # Calls under way at once. One that hangs holds a place for its whole timeout.
 _PLACES = 256
-# The longest pause between two questions about a pod's state: if it tells one, and if not.
-_STATE_MAX_S, _NO_STATE_MAX_S = 60.0, 300.0
+# The longest pause between two questions about a pod's state: if it tells one (so long after it is
+# ready its model and cold start show), and if not.
+_STATE_MAX_S, _NO_STATE_MAX_S = 5.0, 300.0
 _READY = "Ready"  # the runtime's last phase
 
 
