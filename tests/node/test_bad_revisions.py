@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from servewright_operator import names
-from support.cluster import LIGHT, MakeModel, Namespace, RunningLoad, condition, until
+from support.cluster import (
+    LIGHT,
+    MakeModel,
+    Namespace,
+    RunningLoad,
+    condition,
+    seconds_to_ready,
+    until,
+)
 
 # Long enough for a pod to get to where it fails: until its containers begin, or, as many times
 # as long as the good revision took for it, until its model is loaded beside a load.
@@ -83,7 +91,7 @@ def test_a_revision_that_does_not_come_up_is_rolled_back(
     pods = stable.uids("m")
     source = {"spec.model.source": files + bad.path}
 
-    start_s = sum(before["coldStart"].values())
+    start_s = max(map(seconds_to_ready, stable.pods("m")))
     deadline_s = max(DEADLINE_S, round(STARTS * start_s)) if bad.starts else DEADLINE_S
 
     stable.apply(make_model({DEADLINE: deadline_s, **source, **bad.changes}))

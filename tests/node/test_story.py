@@ -10,7 +10,6 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,15 @@ import pytest
 
 from servewright_operator import names
 from support import cluster
-from support.cluster import MakeModel, Namespace, call, condition, until
+from support.cluster import (
+    MakeModel,
+    Namespace,
+    Object,
+    call,
+    condition,
+    seconds_to_ready,
+    until,
+)
 from support.installation import install_operator
 from support.runs import free_port
 from support.tree import ROOT
@@ -28,7 +35,7 @@ CHILDREN = "deployments,replicasets,pods,services,networkpolicies,pdb,controller
 COLUMNS = ["NAME", "MODEL", "READY", "REASON", "REPLICAS", "REVISION", "URL", "AGE"]
 SOURCE = re.compile(r"pypi://\S+")
 ANSWER_S = 60
-GONE_S = 90.0
+GONE_S, TOLD_S = 90.0, 30.0
 
 
 @pytest.fixture
@@ -129,7 +136,13 @@ def test_the_status_is_the_truth_about_the_start(
     space: Namespace, make_model: MakeModel, shell: Shell
 ) -> None:
     space.apply(make_model())
-    service = space.wait_ready("m")
+    space.wait_ready("m")
+
+    def with_cold_start() -> Object | None:
+        found = space.get("msvc", "m")
+        return found if "coldStart" in found["status"] else None
+
+    service = until("the pod has told how it started", with_cold_start, timeout_s=TOLD_S)
     status, (pod,) = service["status"], space.pods("m")
 
     assert status["model"]["digest"] == service["spec"]["model"]["digest"]
@@ -152,13 +165,6 @@ def test_the_status_is_the_truth_about_the_start(
     told = shell(f".venv/bin/servewright status m --namespace {space.name}")
     assert status["revision"] in told
     assert pod["metadata"]["name"] in told
-
-
-def seconds_to_ready(pod: dict[str, Any]) -> float:
-    """From a pod's making to its readiness, by Kubernetes' stamps."""
-    (ready,) = (one for one in pod["status"]["conditions"] if one["type"] == "Ready")
-    made, became = pod["metadata"]["creationTimestamp"], ready["lastTransitionTime"]
-    return (datetime.fromisoformat(became) - datetime.fromisoformat(made)).total_seconds()
 
 
 def test_a_key_is_made_and_asked_for(space: Namespace, make_model: MakeModel, shell: Shell) -> None:

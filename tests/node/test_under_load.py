@@ -28,9 +28,10 @@ REPAIR_S = 15.0
 # Between the kill and its being noticed in the pod, the socket of the dead may still be called.
 ENDPOINT_S = 1.0
 KILL = """
-import json, os, signal, sys, urllib.request
+import json, os, signal, sys, time, urllib.request
 state = json.load(urllib.request.urlopen("http://127.0.0.1:9000/state"))
 os.kill(state["processes"][sys.argv[1]], signal.SIGKILL)
+print(time.time())
 """
 COMPONENTS, PROCESSES = ["kube-apiserver"], ["replica"]
 # Of the long form.
@@ -136,8 +137,8 @@ def test_kill_9_of_a_process_costs_its_own_pods_requests_alone(
         serving.load(pod_url(other), **streams, **patient) as on_other,
         serving.load(serving.url("m"), **LIGHT, **patient) as on_both,
     ):
-        killed_at = time.time()
-        serving.run(victim["metadata"]["name"], "python", "-c", KILL, process)
+        words = (victim["metadata"]["name"], "python", "-c", KILL, process)
+        killed_at = float(serving.run(*words))
         for running in (on_other, on_both):
             running.wait_for(2)
         lost, kept, mixed = on_victim.stop(), on_other.stop(), on_both.stop()

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -293,3 +294,10 @@ def is_ready(pod: Object) -> bool:
         one["type"] == "Ready" and one["status"] == "True"
         for one in pod.get("status", {}).get("conditions", [])
     )
+
+
+def seconds_to_ready(pod: Object) -> float:
+    """From a pod's making to its readiness, by Kubernetes' stamps."""
+    (ready,) = (one for one in pod["status"]["conditions"] if one["type"] == "Ready")
+    made, became = pod["metadata"]["creationTimestamp"], ready["lastTransitionTime"]
+    return (datetime.fromisoformat(became) - datetime.fromisoformat(made)).total_seconds()
