@@ -49,12 +49,14 @@ def _start(run: RunDir, link: Link) -> None:
     """Return when the replica serves."""
     import ray
     from ray import serve
+    from ray._private import services
     from ray._private.node import Node
 
     from servewright_runtime.serve.replica import Replica
 
     trimming.trim_node(Node)
     trimming.free_agent_port(Node)
+    trimming.wait_for_slow_raylet(services)
     ray.init(
         address="local",
         num_cpus=1,

@@ -33,6 +33,7 @@ _RAY = {
     "RAY_BACKEND_LOG_LEVEL": "warning",
     "RAY_ROTATION_MAX_BYTES": "1000000",
     "RAY_ROTATION_BACKUP_COUNT": "1",
+    "RAY_agent_register_timeout_ms": "150000",  # the raylet's for its agents; a node may be crowded
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # `uv run` would have it pack the working folder
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # one loop for Serve's few calls and ours
     "SPT_NOENV": "1",  # Ray's process titles must not overwrite /proc/PID/environ

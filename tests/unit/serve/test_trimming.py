@@ -14,11 +14,14 @@ from servewright_runtime.serve import trimming
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_the_installed_ray_has_every_part_that_is_replaced() -> None:
+    from ray._private import services
     from ray._private.node import Node
     from ray.serve._private import replica
 
     for name in ("start_api_server", "start_monitor", "start_log_monitor", "start_raylet"):
         assert inspect.isfunction(getattr(Node, name))
+    assert inspect.isfunction(services.get_node)
+    assert "ray._private.services.get_node(" in inspect.getsource(Node.__init__)
     assert callable(vars(replica)["add_port_to_grpc_server"])
     assert 'add_port_to_grpc_server(self._server, "[::]:0")' in inspect.getsource(replica)
 
@@ -32,8 +35,9 @@ def test_a_ray_without_those_parts_is_used_as_it_is_and_logged(
     with caplog.at_level(logging.WARNING, logger="servewright_runtime"):
         trimming.trim_node(OtherNode)
         trimming.free_agent_port(OtherNode)
+        trimming.wait_for_slow_raylet(ModuleType("services"))
         trimming.bind_replica_to_loopback(ModuleType("replica"))
-    assert len(caplog.records) == 5
+    assert len(caplog.records) == 6
     assert vars(OtherNode).keys() & {"start_api_server", "start_raylet"} == set()
 
 
@@ -57,3 +61,24 @@ def test_serves_server_between_replicas_binds_to_loopback() -> None:
     module.add_port_to_grpc_server = lambda server, address: (server, address)
     trimming.bind_replica_to_loopback(module)
     assert module.add_port_to_grpc_server("server", "[::]:0") == ("server", "127.0.0.1:0")
+
+
+@pytest.mark.parametrize(("misses", "is_found"), [(2, True), (10_000, False)])
+def test_a_raylet_that_comes_late_is_waited_for_but_not_for_ever(
+    misses: int, is_found: bool
+) -> None:
+    left = iter(range(misses))
+
+    def get_node(address: str, node: str) -> str:
+        if next(left, None) is not None:
+            raise RuntimeError("not yet")
+        return f"{node} at {address}"
+
+    services: Any = ModuleType("services")
+    services.get_node = get_node
+    trimming.wait_for_slow_raylet(services, timeout_s=0.5)
+    if is_found:
+        assert services.get_node("gcs", "node") == "node at gcs"
+    else:
+        with pytest.raises(RuntimeError, match="not yet"):
+            services.get_node("gcs", "node")
