@@ -189,9 +189,9 @@ async def test_a_refused_connection_fails_unless_it_may_be_tried_anew(
     assert account.failed["fresh"] == account.total
     assert account.refused == 0
 
-    account = await account_of(url, fresh=3, reconnect_s=0.1)
+    account = await account_of(url, fresh=3, reconnect_s=1.0)
     assert account.failed["fresh"] == account.total
-    assert account.refused >= ENOUGH
+    assert account.refused > 0
 
 
 async def test_stopping_lets_what_is_under_way_end() -> None:
