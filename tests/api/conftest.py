@@ -56,8 +56,12 @@ def namespace(request: pytest.FixtureRequest, api_server: ApiServer) -> Iterator
 
 @pytest.fixture(scope="module")
 def module_namespace(request: pytest.FixtureRequest, api_server: ApiServer) -> Iterator[str]:
-    """A namespace of `api_server` for what a module's tests share."""
+    """A namespace of `api_server` for what a module's tests share, and nothing to do elsewhere.
+
+    Without controllers no namespace ever goes, so what other tests left would be in the counts.
+    """
     _skip_unless_ours(api_server)
+    api_server.kubectl("delete", "modelservices.servewright.io", "--all", "--all-namespaces")
     with _fresh_namespace(request, api_server) as name:
         yield name
 
