@@ -265,7 +265,8 @@ def _api_server_flags(folder: Path, port: int, database: str) -> list[str]:
         "--service-account-issuer=https://kubernetes.default.svc",
         f"--service-account-key-file={folder / 'tokens.key'}",
         f"--service-account-signing-key-file={folder / 'tokens.key'}",
-        "--service-cluster-ip-range=10.96.0.0/16",
+        # An operator calls Services and pods from this machine: nothing but loopback may be there.
+        "--service-cluster-ip-range=127.96.0.0/16",
         "--authorization-mode=RBAC",
         # Without controllers no namespace ever gets the ServiceAccount that this waits for.
         "--disable-admission-plugins=ServiceAccount",

@@ -101,7 +101,7 @@ def on_a_node(
         base,
         spec={"nodeName": "node-1"},
         phase="Running" if "running" in replica.get("state", {}) else "Pending",
-        podIP="10.1.2.3",
+        podIP="127.1.2.3",
         conditions=[said("PodScheduled", "True", 1), said("Ready", status, 20 if ready else 1)],
         initContainerStatuses=[copy.deepcopy(fetch or _FETCHED)],
         containerStatuses=[copy.deepcopy({**replica, "ready": ready})],

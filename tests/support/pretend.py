@@ -115,7 +115,7 @@ class Pretend:
             live = self.children.get(name)
             new = dict(child)
             if name[0] == "Service":
-                new["spec"] = {**child["spec"], "clusterIP": "10.96.0.7"}
+                new["spec"] = {**child["spec"], "clusterIP": "127.96.0.7"}
             if live is not None:
                 same = {part: live.get(part) for part in ("spec", "data", "revision")} == {
                     part: new.get(part) for part in ("spec", "data", "revision")

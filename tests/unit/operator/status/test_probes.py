@@ -145,12 +145,12 @@ def test_nobody_is_asked_while_a_revision_rolls_out() -> None:
 def test_the_first_ready_pod_is_asked_for_its_state() -> None:
     world = with_three_replicas()
     made = world.reconcile()
-    assert made.ask_state == {"uid-mine-1": "http://10.1.2.3:9000/state"}
+    assert made.ask_state == {"uid-mine-1": "http://127.1.2.3:9000/state"}
 
 
 def test_a_pod_that_hangs_is_asked_for_its_state() -> None:
     world = settled(fate="hang")
-    assert world.reconcile().ask_state == {"uid-mine-1": "http://10.1.2.3:9000/state"}
+    assert world.reconcile().ask_state == {"uid-mine-1": "http://127.1.2.3:9000/state"}
 
 
 def test_nobody_is_asked_without_an_address() -> None:
