@@ -117,7 +117,7 @@ def test_the_probe_carries_the_operators_key_where_keys_are_wanted() -> None:
     world = settled({"spec.access.mode": "ApiKey", "spec.probe.expect": "Paris"})
     assert world.probe is not None
     assert (world.probe.key, world.probe.expect) == ("probe-key", "Paris")
-    assert world.probe.url == "http://10.96.0.7:8000"
+    assert world.probe.url == "http://127.96.0.7:8000"
     assert "probe-key" not in repr(world.probe)
     assert world.requeue_after_s is not None
     assert world.requeue_after_s <= 60  # to look after the Secrets
