@@ -47,7 +47,7 @@ images: $(STAMP)  ## build the images of operator and runtime (docs/images.md)
 	hack/images.sh $(ARGS)
 
 scale: $(STAMP)  ## 1,000 ModelServices on pretended nodes, one table
-	hack/cluster.sh --nodes 0 --fake 20 -- $(BIN)/python bench/scale.py $(ARGS)
+	hack/cluster.sh --inside --nodes 0 --fake 20 -- $(BIN)/python bench/scale.py $(ARGS)
 
 bench: $(STAMP)  ## measure this engine beside llama.cpp, one table
 	$(BIN)/python bench/run.py $(ARGS)

@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # Runs a command with a Kubernetes cluster:
-#     hack/cluster.sh [--nodes N] [--fake N] -- COMMAND...
+#     hack/cluster.sh [--inside] [--nodes N] [--fake N] -- COMMAND...
 # The cluster is the one that KUBECONFIG names, if that is set. Else, where ../shared/cluster lies beside the
 # checkout, it is brought up by that and taken down again, unless one is up already: CI replaces it by a fresh one,
 # everyone else uses it and leaves it. --nodes and --fake say what to bring up: real and pretended nodes.
+# --inside runs COMMAND in that cluster's own network, so that what it calls at a Service's or pod's address stays there.
 # COMMAND finds KUBECONFIG, kubectl and helm, and SERVEWRIGHT_CLUSTER_CONTROL where components can be killed.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 tool=$here/../shared/cluster/cluster
 
+inside=
+if [ "${1:-}" = --inside ]; then inside=yes; shift; fi
 options=()
 while [ "$#" -gt 0 ] && [ "$1" != -- ]; do options+=("$1"); shift; done
 [ "$#" -gt 1 ] || { echo "usage: hack/cluster.sh [--nodes N] [--fake N] -- COMMAND..." >&2; exit 2; }
@@ -22,6 +25,7 @@ if [ ! -x "$tool" ]; then
 fi
 
 export SERVEWRIGHT_CLUSTER_CONTROL=$tool
+[ -z "$inside" ] || set -- "$tool" enter -- "$@"
 if environment=$("$tool" env 2>/dev/null) && [ -z "${CI:-}" ]; then
     eval "$environment"
     exec "$@"
