@@ -17,6 +17,7 @@ from support import apiserver
 from support.apiserver import ApiServer
 from support.kubelet import Kubelet
 from support.objects import Objects
+from support.operator_process import OperatorProcess, operator_process
 from support.place import Place
 from support.tree import ROOT
 
@@ -95,6 +96,20 @@ def controlled_place(request: pytest.FixtureRequest, control_plane: ApiServer) -
     ):
         yield Place(objects, name)
     kubelet.stop()
+
+
+@pytest.fixture(scope="module")
+def controlled_operator(
+    control_plane: ApiServer, controlled_place: Place, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OperatorProcess]:
+    """One for that namespace, which must make no mistake of its own in a module's tests."""
+    log = tmp_path_factory.mktemp("operator") / "log"
+    namespace = controlled_place.namespace
+    with operator_process(
+        control_plane, log, lease_namespace=namespace, namespaces=(namespace,)
+    ) as running:
+        yield running
+        assert [one for one in running.records() if "exception" in one] == []
 
 
 def _skip_unless_ours(server: ApiServer) -> None:

@@ -282,12 +282,16 @@ def test_a_rollout_that_somebody_else_began_is_undone(
         for name in cluster.run("get", "pods", "--output=name").split():
             changes = f"--patch={json.dumps({'status': ready})}"
             cluster.run("patch", name, "--subresource=status", "--type=merge", changes)
+        eventually(
+            lambda: cluster.get("deployment", "m")["status"].get("availableReplicas") == 2,
+            interval_s=0.2,
+        )
         cluster.settle("m")
         before = pods()
         cluster.run("rollout", "restart", "deployment/m")
         eventually(lambda: cluster.messages("Repaired"), interval_s=0.2)
-        (message,) = cluster.messages("Repaired")
-        assert "kubectl.kubernetes.io/restartedAt set by kubectl-rollout" in message
+        words = "kubectl.kubernetes.io/restartedAt set by kubectl-rollout"
+        assert all(words in message for message in cluster.messages("Repaired"))
         # The new ReplicaSet, if there ever was one, is scaled away again; no pod was replaced.
         eventually(lambda: replica_sets() in ([2], [0, 2]), interval_s=0.2)
         eventually(lambda: pods() == before, interval_s=0.2)

@@ -10,6 +10,7 @@ import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -21,7 +22,7 @@ from support.objects import Objects, Refused
 from support.operator_process import OperatorProcess, operator_process
 from support.place import Place
 from support.tree import ROOT
-from support.waiting import consistently, eventually
+from support.waiting import at_rest, consistently, eventually
 
 CRDS = ROOT / "charts" / "servewright-crds" / "templates"
 LEASES = "servewright"
@@ -71,13 +72,14 @@ def place(server: ApiServer, operator: OperatorProcess) -> Iterator[Place]:
 
 def calm(place: Place, operator: OperatorProcess) -> None:
     """Return once the operator has not written for a while."""
+    at_rest(
+        lambda: (operator.writes(), place.versions()), for_s=CALM_S, timeout_s=60.0, interval_s=0.5
+    )
 
-    def is_so() -> bool:
-        before = operator.writes(), place.versions()
-        time.sleep(CALM_S)
-        return (operator.writes(), place.versions()) == before
 
-    eventually(is_so, timeout_s=60.0)
+def unanswered(operator: OperatorProcess) -> list[dict[str, Any]]:
+    """What an operator said while no API server answered it."""
+    return [one for one in operator.records() if one["message"] == "no answer about the lease"]
 
 
 def keep_alive(operator: OperatorProcess, is_so: Callable[[], bool]) -> None:
@@ -97,8 +99,9 @@ def test_an_api_server_that_comes_back_finds_an_operator_that_works(
     assert server.start is not None
     calm(place, operator)
     before = place.versions()
+    missed = len(unanswered(operator))
     server.stop()
-    time.sleep(2.0)  # in which everything fails that is tried
+    eventually(lambda: len(unanswered(operator)) > missed, interval_s=0.1)
     server.start()
     keep_alive(operator, operator.is_leader)
     consistently(lambda: place.versions() == before, for_s=CALM_S, interval_s=0.5)

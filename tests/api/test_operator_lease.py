@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from servewright_operator import kinds
 from support.apiserver import ApiServer
 from support.operator_process import OperatorProcess, operator_process
 from support.place import Place
-from support.waiting import consistently, eventually
+from support.waiting import at_rest, consistently, eventually
 
 # Promised: of a replica that was killed, and of one that is told to go (2 s, were it not for a
 # machine on which other things run).
@@ -61,13 +60,7 @@ def acts(place: Place, replicas: int) -> None:
 
 def settled(place: Place) -> None:
     """Return once nothing has been written for a while."""
-
-    def is_so() -> bool:
-        before = place.versions()
-        time.sleep(STAYS_S)
-        return place.versions() == before
-
-    eventually(is_so)
+    at_rest(place.versions, for_s=STAYS_S, interval_s=0.5)
 
 
 def test_one_of_two_acts_and_within_20_s_of_its_kill_the_other_does(

@@ -4,7 +4,6 @@ nothing, a revision that fails is rolled back once and for all, in its pods' wor
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,9 +13,8 @@ from servewright_operator.desired import controllerrevision, deployment
 from servewright_operator.desired.child import Owner
 from servewright_operator.names import Key
 from servewright_operator.objects import Object, StoredRevision
-from support.apiserver import ApiServer
 from support.kubelet import CRASH_MESSAGE, fated
-from support.operator_process import OperatorProcess, operator_process
+from support.operator_process import OperatorProcess
 from support.operators import IMAGE
 from support.place import Place
 from support.waiting import consistently, eventually
@@ -30,20 +28,7 @@ SURGE = {"progressDeadlineSeconds": DEADLINE_S}
 
 
 @pytest.fixture(scope="module")
-def operator(
-    control_plane: ApiServer, controlled_place: Place, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[OperatorProcess]:
-    log = tmp_path_factory.mktemp("operator") / "log"
-    namespace = controlled_place.namespace
-    with operator_process(
-        control_plane, log, lease_namespace=namespace, namespaces=(namespace,)
-    ) as running:
-        yield running
-        assert [one for one in running.records() if "exception" in one] == []
-
-
-@pytest.fixture(scope="module")
-def failed(controlled_place: Place, operator: OperatorProcess) -> Place:
+def failed(controlled_place: Place, controlled_operator: OperatorProcess) -> Place:
     """Three ModelServices, all of which were asked for a revision that crashes: `rolled` and
     `told` after a good one, of which `told` does not want to be rolled back; `first` at once."""
     place = controlled_place
@@ -116,16 +101,16 @@ def test_a_revision_that_misses_its_deadline_is_rolled_back_in_its_pods_words(
 
 
 def test_a_failed_revision_is_not_tried_again_by_whichever_operator(
-    failed: Place, operator: OperatorProcess
+    failed: Place, controlled_operator: OperatorProcess
 ) -> None:
     overdue(failed, "rolled")
     good = failed.status("rolled")["lastGoodRevision"]
     bad = failed.status("rolled")["failedRevision"]
     eventually(lambda: len(failed.pods("rolled")) == 2, interval_s=0.2)
     before = failed.get(kinds.DEPLOYMENT, "rolled")["metadata"]["generation"]
-    operator.stop()
-    operator.start()
-    eventually(lambda: operator.passes() >= 3, interval_s=0.1)
+    controlled_operator.stop()
+    controlled_operator.start()
+    eventually(lambda: controlled_operator.passes() >= 3, interval_s=0.1)
     failed.touch("rolled")
     consistently(
         lambda: failed.get(kinds.DEPLOYMENT, "rolled")["metadata"]["generation"] == before,
@@ -172,20 +157,20 @@ def test_a_change_of_the_spec_ends_a_rollback(failed: Place) -> None:
 
 
 def test_another_operator_with_another_image_restarts_nothing_until_it_is_asked_to(
-    controlled_place: Place, operator: OperatorProcess
+    controlled_place: Place, controlled_operator: OperatorProcess
 ) -> None:
     """The template that an older operator stored differs from what today's would render."""
     place = controlled_place
     place.serve("steady", replicas=2)
     is_good(place, "steady")
-    operator.stop()
+    controlled_operator.stop()
     rendered_by_an_older_operator(place, "steady")
     eventually(lambda: rolled_over(place), timeout_s=WITHIN_DEADLINE_S, interval_s=0.2)
     before = {pod["metadata"]["uid"] for pod in place.pods("steady")}
     left = place.get(kinds.DEPLOYMENT, "steady")
 
-    operator.start(image=NEW_IMAGE)
-    eventually(lambda: operator.passes() > 0, interval_s=0.1)
+    controlled_operator.start(image=NEW_IMAGE)
+    eventually(lambda: controlled_operator.passes() > 0, interval_s=0.1)
     place.touch("steady")
     consistently(
         lambda: (

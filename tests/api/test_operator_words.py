@@ -3,16 +3,15 @@ process through real objects, and never that it is ready."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from servewright_operator import kinds
 from servewright_operator.objects import Object
-from support.apiserver import ApiServer
 from support.kubelet import CRASH_MESSAGE, PULL_MESSAGE, fated
-from support.operator_process import OperatorProcess, operator_process
+from support.operator_process import OperatorProcess
 from support.place import Place
 from support.waiting import eventually
 
@@ -36,20 +35,7 @@ CASES: Mapping[str, tuple[dict[str, Any], tuple[str, str, int | None]]] = {
 
 
 @pytest.fixture(scope="module")
-def operator(
-    control_plane: ApiServer, controlled_place: Place, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[OperatorProcess]:
-    log = tmp_path_factory.mktemp("operator") / "log"
-    namespace = controlled_place.namespace
-    with operator_process(
-        control_plane, log, lease_namespace=namespace, namespaces=(namespace,)
-    ) as running:
-        yield running
-        assert [one for one in running.records() if "exception" in one] == []
-
-
-@pytest.fixture(scope="module")
-def place(controlled_place: Place, operator: OperatorProcess) -> Place:
+def place(controlled_place: Place, controlled_operator: OperatorProcess) -> Place:
     """A ModelService of each case, and one whose pods serve."""
     for name, (pod, _) in CASES.items():
         controlled_place.serve(name, pod=pod)
@@ -92,17 +78,17 @@ def test_what_nobody_could_find_out_is_never_called_ready(place: Place) -> None:
 
 
 def test_a_status_that_is_told_is_not_written_again(
-    place: Place, operator: OperatorProcess
+    place: Place, controlled_operator: OperatorProcess
 ) -> None:
     eventually(
         lambda: all(place.condition("Degraded", n).get("status") == "True" for n in CASES),
         interval_s=0.2,
     )
     written = {name: status_write(place, name) for name in CASES}
-    passes = operator.passes()
+    passes = controlled_operator.passes()
     for name in CASES:
         place.touch(name)
-    eventually(lambda: operator.passes() >= passes + len(CASES), interval_s=0.1)
+    eventually(lambda: controlled_operator.passes() >= passes + len(CASES), interval_s=0.1)
     assert {name: status_write(place, name) for name in CASES} == written
 
 

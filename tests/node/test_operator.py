@@ -4,13 +4,13 @@ change in its children it puts right."""
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 
 from servewright_operator import names
 from support.cluster import MakeModel, Namespace, Object, call, condition, until
 from support.installation import OPERATOR_NAMESPACE, install_operator
+from support.waiting import consistently
 
 CHILDREN = "deployments,replicasets,pods,services,networkpolicies,pdb,controllerrevisions,secrets"
 # An image that nobody has: whoever rendered a pod anew with it would show.
@@ -22,10 +22,7 @@ GONE_S = 90.0
 
 def stays_the_same(space: Namespace, pods: set[str]) -> None:
     """No pod of `m` changes while an operator has time to look at everything."""
-    deadline = time.monotonic() + STAYS_S
-    while time.monotonic() < deadline:
-        assert space.uids("m") == pods
-        time.sleep(1)
+    consistently(lambda: space.uids("m") == pods, for_s=STAYS_S, interval_s=1.0)
 
 
 def revisions(space: Namespace) -> dict[str, str]:

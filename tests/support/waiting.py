@@ -27,3 +27,23 @@ def consistently(
     while (held_s := time.monotonic() - started) < for_s:
         assert condition(), f"no longer so after {held_s:.1f} s"
         time.sleep(interval_s)
+
+
+def at_rest(
+    read: Callable[[], object],
+    *,
+    for_s: float,
+    timeout_s: float = TIMEOUT_S,
+    interval_s: float = INTERVAL_S,
+) -> None:
+    """Return once `read` has given the same for so long; AssertionError when it has not within
+    `timeout_s`."""
+    last, since = read(), time.monotonic()
+
+    def is_so() -> bool:
+        nonlocal last, since
+        if (now := read()) != last:
+            last, since = now, time.monotonic()
+        return time.monotonic() - since >= for_s
+
+    eventually(is_so, timeout_s=timeout_s, interval_s=interval_s)

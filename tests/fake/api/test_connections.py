@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import threading
 from typing import Any
 
@@ -53,6 +54,15 @@ class Gate:
 
 async def connect(server: Server) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     return await asyncio.open_connection(server.host, server.port)
+
+
+async def connect_small(server: Server) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection whose receive buffer stays small; the kernel would let it grow to megabytes."""
+    own = socket.socket()
+    own.setblocking(False)
+    own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+    await asyncio.get_running_loop().sock_connect(own, (server.host, server.port))
+    return await asyncio.open_connection(sock=own, limit=1024)
 
 
 async def close(writer: asyncio.StreamWriter) -> None:
@@ -122,13 +132,13 @@ async def test_a_waiting_request_whose_client_vanishes_leaves_the_queue() -> Non
         await close(first)
 
 
-# Logprobs make an answer of a thousand tokens larger than all buffers between us and the client.
+# Logprobs make an answer of a thousand tokens larger than the buffers between us and the client.
 LOUD = {**ENDLESS, "stream": True, "logprobs": 20}
 
 
 async def test_a_slow_reader_holds_nobody_up_and_gets_everything() -> None:
     async with serving(send_buffer=16384) as server:
-        reader, writer = await asyncio.open_connection(server.host, server.port, limit=1024)
+        reader, writer = await connect_small(server)
         writer.write(request(LOUD))
         # Nothing is read; the engine is done with the request nevertheless, and serves others.
         await until(lambda: server.sample("vllm:generation_tokens_total") == 900)
@@ -161,11 +171,13 @@ def _dechunk(raw: bytes) -> bytes:
 
 async def test_a_reader_that_never_reads_is_cut_off() -> None:
     async with serving(guards=Guards(write_timeout_s=0.2), send_buffer=16384) as server:
-        _, writer = await asyncio.open_connection(server.host, server.port, limit=1024)
-        writer.write(request(LOUD))
-        await until(lambda: server.sample("servewright_http_disconnects_total") == 1)
-        await until(lambda: server.state.in_flight == 0)
-        await close(writer)
+        _, writer = await connect_small(server)
+        try:
+            writer.write(request(LOUD))
+            await until(lambda: server.sample("servewright_http_disconnects_total") == 1)
+            await until(lambda: server.state.in_flight == 0)
+        finally:
+            await close(writer)
 
 
 async def test_half_a_head_is_closed_after_the_bound() -> None:

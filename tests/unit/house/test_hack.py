@@ -41,16 +41,16 @@ def test_generated_files_are_up_to_date() -> None:
 
 
 def test_a_run_of_every_tier_is_fine() -> None:
-    assert script("skips").verdict([report(*ALL_RAN)]) == []
+    assert script("verdict").verdict([report(*ALL_RAN)]) == []
 
 
 def test_tiers_may_run_one_after_another() -> None:
-    assert script("skips").verdict([report(case) for case in ALL_RAN]) == []
+    assert script("verdict").verdict([report(case) for case in ALL_RAN]) == []
 
 
 def test_what_one_run_skipped_another_does_not_make_good() -> None:
     newest, oldest = report(*ALL_RAN), report(("tests.api.a", "too old"))
-    assert script("skips").verdict([newest, oldest]) != []
+    assert script("verdict").verdict([newest, oldest]) != []
 
 
 @pytest.mark.parametrize(
@@ -65,19 +65,28 @@ def test_what_one_run_skipped_another_does_not_make_good() -> None:
     ],
 )
 def test_only_what_the_machine_explains_may_be_skipped(reason: str, wrong: bool) -> None:
-    found = script("skips").verdict([report(*ALL_RAN, ("tests.unit.b", reason))])
+    found = script("verdict").verdict([report(*ALL_RAN, ("tests.unit.b", reason))])
     assert bool(found) == wrong
 
 
 def test_a_tier_that_was_skipped_whole_is_told() -> None:
-    found = script("skips").verdict([report(*ALL_RAN[:-1], ("tests.node.a", "this CPU is odd"))])
+    found = script("verdict").verdict([report(*ALL_RAN[:-1], ("tests.node.a", "this CPU is odd"))])
     assert found == ["no test of tests/node ran"]
+
+
+def test_what_failed_is_told_once_more_at_the_end() -> None:
+    failed = (
+        '<s><testcase classname="tests.api.b" name="test_y">'
+        '<failure message="AssertionError: 1 is not 2"/></testcase></s>'
+    )
+    found = script("verdict").verdict([report(*ALL_RAN), failed])
+    assert found == ["tests.api.b.test_y failed: AssertionError: 1 is not 2"]
 
 
 def test_the_closing_line_tells_all_runs_together() -> None:
     api = '<s><testsuite tests="5" failures="1" skipped="1" errors="0" time="1.5"/></s>'
     node = '<s><testsuite tests="3" failures="0" skipped="0" errors="1" time="2"/></s>'
-    closing_line = script("skips").closing_line
+    closing_line = script("verdict").closing_line
     told = "===== 1 failed, 5 passed, 1 skipped, 1 error in 3.50s ====="
     assert closing_line([api, node]) == told
     assert closing_line([]) == "===== no tests ran in 0.00s ====="

@@ -1,4 +1,4 @@
-"""Reads pytest's JUnit reports: which tests were skipped, and whether any of them had to run.
+"""Reads pytest's JUnit reports: which tests failed, which were skipped, and whether any had to run.
 
 A skip is allowed for a reason in ALLOWED: one that the machine explains and no change of ours
 can, or that says where the test runs.
@@ -35,6 +35,8 @@ def verdict(reports: Sequence[str]) -> list[str]:
         for case in ElementTree.fromstring(report).iter("testcase"):  # noqa: S314
             parts = case.get("classname", "").split(".")
             name = f"{'.'.join(parts)}.{case.get('name')}"
+            for problem in (*case.iter("failure"), *case.iter("error")):
+                wrong.append(f"{name} failed: {problem.get('message')}")
             skipped = case.find("skipped")
             if skipped is None:
                 ran[parts[1] if len(parts) > 1 else ""] += 1
