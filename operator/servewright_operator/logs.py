@@ -1,4 +1,4 @@
-"""Logs as JSON, one event a line: time, level, logger, message, then the keys of `extra`."""
+"""Logs as JSON, one event a line: time, level, logger, event, then the keys of `extra`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "event": record.getMessage(),
         }
         for key, value in vars(record).items():
             if key not in _OWN and key not in _NOISE:

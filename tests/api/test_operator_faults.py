@@ -79,7 +79,7 @@ def calm(place: Place, operator: OperatorProcess) -> None:
 
 def unanswered(operator: OperatorProcess) -> list[dict[str, Any]]:
     """What an operator said while no API server answered it."""
-    return [one for one in operator.records() if one["message"] == "no answer about the lease"]
+    return [one for one in operator.records() if one["event"] == "no answer about the lease"]
 
 
 def keep_alive(operator: OperatorProcess, is_so: Callable[[], bool]) -> None:

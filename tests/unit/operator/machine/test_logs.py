@@ -34,7 +34,7 @@ def test_a_record_is_one_line_with_the_keys_it_was_given() -> None:
     assert told == {
         "level": "info",
         "logger": "mine",
-        "message": "applied 3",
+        "event": "applied 3",
         "key": "default/m",
     }
 
@@ -55,4 +55,4 @@ def test_kopf_speaks_from_warnings_on() -> None:
     logs.start("info", stream)
     logging.getLogger("kopf.objects").info("not told")
     logging.getLogger("kopf.objects").warning("told")
-    assert [json.loads(line)["message"] for line in stream.getvalue().splitlines()] == ["told"]
+    assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["told"]
