@@ -14,24 +14,17 @@ from servewright_runtime.errors import ConfigError, StartError
 from servewright_runtime.fetch.cache import Cache
 from servewright_runtime.fetch.retry import HttpPolicy
 from servewright_runtime.fetch.source import fetch
+from support import disk
+from support.disk import SIZE
 from support.file_server import FileServer, chunked
 from support.package_index import PackageIndex, make_wheel
-
-SIZE = 1 << 20
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("mounting a small disk needs root")
-    try:
+    with disk.small_disk(tmp_path / "disk") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def free_bytes(folder: Path) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from support import pods
+from support.disk import SIZE, small_disk
 from support.file_server import Exchange, FileServer, serve_file
 from support.waiting import eventually
 
@@ -67,7 +67,7 @@ def test_what_the_operator_must_give_is_asked_for(tmp_path: Path) -> None:
 def test_full_volume_is_told_with_a_cure_of_clusters(
     server: FileServer, changes: dict[str, object], tmp_path: Path, small_model: Path
 ) -> None:
-    server.content = bytes(2 << 20)
+    server.content = bytes(2 * SIZE)
     code, message = pods.fetch(tmp_path, {**changes, "spec.model.digest": server.digest})
     assert (code, message["reason"]) == (1, "DiskFull")
     assert "make room on the node" in message["message"]
@@ -77,15 +77,8 @@ def test_full_volume_is_told_with_a_cure_of_clusters(
 @pytest.fixture
 def small_model(tmp_path: Path) -> Iterator[Path]:
     """The pod's folder for the model, with room for 1 MiB."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("mounting a small disk needs root")
-    try:
+    with small_disk(tmp_path / "model") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def holding(released: threading.Event) -> Callable[[Exchange], None]:
