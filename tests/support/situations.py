@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from support.pretend import Fate, Pretend
 
 OTHER_MODEL = {"spec.engine.threads": 2}
 
 
-def settled(changes: dict[str, object] | None = None, fate: Fate = "good") -> Pretend:
+def settled(changes: Mapping[str, object] | None = None, fate: Fate = "good") -> Pretend:
     world = Pretend(changes, fate)
+    world.reconcile()
+    world.settle()
+    return world
+
+
+def edited(
+    changes: Mapping[str, object],
+    fate: Fate = "good",
+    spec: Mapping[str, object] | None = None,
+) -> Pretend:
+    """What served well with `spec`, once changes of that fate have settled."""
+    world = settled(spec)
+    world.fate = fate
+    world.edit(changes)
     world.reconcile()
     world.settle()
     return world
@@ -62,30 +76,15 @@ def rolling_out() -> Pretend:
 
 
 def rolled_back() -> Pretend:
-    world = settled()
-    world.fate = "crash"
-    world.edit(OTHER_MODEL)
-    world.reconcile()
-    world.settle()
-    return world
+    return edited(OTHER_MODEL, "crash")
 
 
 def rolled_back_because_it_hung() -> Pretend:
-    world = settled()
-    world.fate = "hang"
-    world.edit(OTHER_MODEL)
-    world.reconcile()
-    world.settle()
-    return world
+    return edited(OTHER_MODEL, "hang")
 
 
 def not_rolled_back_where_it_must_not() -> Pretend:
-    world = settled({"spec.rollout.autoRollback": False})
-    world.fate = "crash"
-    world.edit(OTHER_MODEL)
-    world.reconcile()
-    world.settle()
-    return world
+    return edited(OTHER_MODEL, "crash", {"spec.rollout.autoRollback": False})
 
 
 def does_not_answer() -> Pretend:
@@ -93,11 +92,7 @@ def does_not_answer() -> Pretend:
 
 
 def suspended() -> Pretend:
-    world = settled()
-    world.edit({"spec.suspend": True})
-    world.reconcile()
-    world.settle()
-    return world
+    return edited({"spec.suspend": True})
 
 
 def scaled_to_zero() -> Pretend:

@@ -8,11 +8,7 @@ from datetime import timedelta
 
 from servewright_operator.objects import ProbeRecord
 from support.pretend import Pretend
-from support.situations import (
-    OTHER_MODEL,
-    settled,
-    with_three_replicas,
-)
+from support.situations import OTHER_MODEL, settled, with_three_replicas
 
 # Probes: failing, unknown and stale are three things
 
