@@ -16,7 +16,7 @@ def settled(changes: Mapping[str, object] | None = None, fate: Fate = "good") ->
     return world
 
 
-def edited(
+def settled_after(
     changes: Mapping[str, object],
     fate: Fate = "good",
     spec: Mapping[str, object] | None = None,
@@ -76,15 +76,15 @@ def rolling_out() -> Pretend:
 
 
 def rolled_back() -> Pretend:
-    return edited(OTHER_MODEL, "crash")
+    return settled_after(OTHER_MODEL, "crash")
 
 
 def rolled_back_because_it_hung() -> Pretend:
-    return edited(OTHER_MODEL, "hang")
+    return settled_after(OTHER_MODEL, "hang")
 
 
 def not_rolled_back_where_it_must_not() -> Pretend:
-    return edited(OTHER_MODEL, "crash", {"spec.rollout.autoRollback": False})
+    return settled_after(OTHER_MODEL, "crash", {"spec.rollout.autoRollback": False})
 
 
 def does_not_answer() -> Pretend:
@@ -92,7 +92,7 @@ def does_not_answer() -> Pretend:
 
 
 def suspended() -> Pretend:
-    return edited({"spec.suspend": True})
+    return settled_after({"spec.suspend": True})
 
 
 def scaled_to_zero() -> Pretend:
