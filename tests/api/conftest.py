@@ -106,7 +106,7 @@ def controlled_operator(
     log = tmp_path_factory.mktemp("operator") / "log"
     namespace = controlled_place.namespace
     with operator_process(
-        control_plane, log, lease_namespace=namespace, namespaces=(namespace,)
+        control_plane.kubeconfig, log, lease_namespace=namespace, namespaces=(namespace,)
     ) as running:
         yield running
         assert [one for one in running.records() if "exception" in one] == []

@@ -6,12 +6,7 @@ it ever does; the API server's audit log is compared with the chart's rules, bot
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +19,8 @@ from support import apiserver, audit, helm
 from support.apiserver import ApiServer
 from support.helm import CHART, CRDS, documents, template
 from support.manifests import make_service
+from support.operator_process import operator_process
 from support.pod_monitors import POD_MONITORS
-from support.runs import free_port
 from support.waiting import eventually
 
 NAMESPACE = "models"
@@ -61,34 +56,6 @@ def server(tmp_path: Path) -> Iterator[ApiServer]:
                 yield found
         except apiserver.Missing as missing:
             pytest.skip(str(missing))
-
-
-@contextlib.contextmanager
-def operator(server: ApiServer, log: Path, namespaces: str) -> Iterator[None]:
-    """The operator as a process, with the rights of the installed ServiceAccount."""
-    environment = {
-        **os.environ,
-        "KUBECONFIG": str(server.kubeconfig_for("servewright", "servewright")),
-        "POD_NAME": "operator-0",
-        "POD_ID": "operator-0",
-        "POD_NAMESPACE": "servewright",
-        "SERVEWRIGHT_RUNTIME_IMAGE": "localhost/servewright-runtime:test",
-        "SERVEWRIGHT_NAMESPACES": namespaces,
-        "SERVEWRIGHT_PORT": str(free_port()),
-    }
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "servewright_operator"],
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            yield
-            assert process.poll() is None, log.read_text()
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(timeout=30)
 
 
 class Story:
@@ -281,10 +248,17 @@ def test_the_operator_may_do_what_it_does_and_nothing_else(
     watched = f"--set-json=watchNamespaces={json.dumps(namespaces.split())}"
     where = ("--namespace=servewright", "--create-namespace")
     helm.helm("install", "servewright", CHART, *where, watched, kubeconfig=server.kubeconfig)
-    with operator(server, tmp_path / "operator.log", namespaces):
-        tell(Story(server))
-
     account = ("servewright", "servewright")
+    with operator_process(
+        server.kubeconfig_for(*account),
+        tmp_path / "operator.log",
+        lease_namespace="servewright",
+        namespaces=tuple(namespaces.split()),
+    ) as running:
+        tell(Story(server))
+        # Told to go, not killed: to release the Lease takes a right too.
+        assert running.stop() == 0
+
     granted = audit.grants(documents(template(watched)), *account)
     with (tmp_path / "audit.log").open() as log:
         asked = audit.requests(log, *account)

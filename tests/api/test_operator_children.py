@@ -37,7 +37,7 @@ def operator(
 ) -> Iterator[OperatorProcess]:
     """One for the whole cluster, which must outlive every test without a mistake of its own."""
     log = tmp_path_factory.mktemp("operator") / "log"
-    with operator_process(api_server, log, lease_namespace=module_namespace) as running:
+    with operator_process(api_server.kubeconfig, log, lease_namespace=module_namespace) as running:
         yield running
         assert running.is_running
         assert [one for one in running.records() if "exception" in one] == []

@@ -53,7 +53,7 @@ def operator(
     server: ApiServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[OperatorProcess]:
     log = tmp_path_factory.mktemp("operator") / "log"
-    with operator_process(server, log, lease_namespace=LEASES) as running:
+    with operator_process(server.kubeconfig, log, lease_namespace=LEASES) as running:
         yield running
 
 

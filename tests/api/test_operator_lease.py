@@ -31,7 +31,7 @@ def pair(
         first, second = (
             stack.enter_context(
                 operator_process(
-                    api_server,
+                    api_server.kubeconfig,
                     tmp_path / name,
                     lease_namespace=place.namespace,
                     namespaces=(place.namespace,),

@@ -18,7 +18,6 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from support.apiserver import ApiServer
 from support.operators import IMAGE
 from support.runs import free_port
 from support.waiting import eventually
@@ -34,7 +33,7 @@ class OperatorProcess:
 
     def __init__(
         self,
-        server: ApiServer,
+        kubeconfig: Path,
         log: Path,
         *,
         lease_namespace: str,
@@ -42,7 +41,7 @@ class OperatorProcess:
         name: str = "operator-0",
     ) -> None:
         """namespaces: that it looks after; none: the whole cluster. log: file to add to."""
-        self._server, self._log, self.name = server, log, name
+        self._kubeconfig, self._log, self.name = kubeconfig, log, name
         self._lease_namespace, self._namespaces = lease_namespace, namespaces
         self._process: subprocess.Popen[bytes]
         self._port = 0
@@ -57,7 +56,7 @@ class OperatorProcess:
         self._port = free_port()
         environment = {
             **os.environ,
-            "KUBECONFIG": str(self._server.kubeconfig),
+            "KUBECONFIG": str(self._kubeconfig),
             "POD_NAME": self.name,
             "POD_ID": self.name,
             "POD_NAMESPACE": self._lease_namespace,
@@ -152,10 +151,10 @@ class OperatorProcess:
 
 @contextmanager
 def operator_process(
-    server: ApiServer, log: Path, *, wait: bool = True, **settings: Any
+    kubeconfig: Path, log: Path, *, wait: bool = True, **settings: Any
 ) -> Iterator[OperatorProcess]:
     """One that (wait) serves already; ended in the end."""
-    operator = OperatorProcess(server, log, **settings)
+    operator = OperatorProcess(kubeconfig, log, **settings)
     operator.begin()
     try:
         if wait:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,8 +16,8 @@ from kubernetes.aio.client import Configuration
 from servewright_operator.client import ApiError, Client
 from servewright_operator.lease import Lease, Lost
 from support.fake_kubernetes import FakeKubernetes, Fault
-from support.operators import IMAGE, make_service
-from support.runs import free_port
+from support.operator_process import OperatorProcess, operator_process
+from support.operators import make_service
 from support.waiting import eventually
 
 DURATION_S = 15.0
@@ -123,13 +120,11 @@ async def test_nothing_is_written_without_the_lease(fake: FakeKubernetes) -> Non
     assert (fake.get("ModelService", "m") or {})["status"] == {"replicas": 1}
 
 
-@contextmanager
-def operator_process(
-    fake: FakeKubernetes, folder: Path, identity: str
-) -> Iterator[subprocess.Popen[bytes]]:
-    """`python -m servewright_operator` as a pod runs it, but for where its credentials are."""
-    config = folder / "kubeconfig"
-    config.write_text(
+@pytest.fixture
+def kubeconfig(fake: FakeKubernetes, tmp_path: Path) -> Path:
+    """Where an operator finds the fake, which asks for no credentials."""
+    path = tmp_path / "kubeconfig"
+    path.write_text(
         yaml.safe_dump(
             {
                 "apiVersion": "v1",
@@ -141,54 +136,37 @@ def operator_process(
             }
         )
     )
-    environ = {
-        **os.environ,
-        "KUBECONFIG": str(config),
-        "POD_NAME": identity,
-        "POD_NAMESPACE": "servewright",
-        "SERVEWRIGHT_RUNTIME_IMAGE": IMAGE,
-        "SERVEWRIGHT_PORT": str(free_port()),
-    }
-    with (folder / f"{identity}.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "servewright_operator"], env=environ, stdout=log, stderr=log
-        )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+    return path
 
 
 def test_after_kill_9_the_other_replica_works_within_20_s_and_after_sigterm_at_once(
-    fake: FakeKubernetes, tmp_path: Path
+    fake: FakeKubernetes, kubeconfig: Path, tmp_path: Path
 ) -> None:
+    def replica(name: str) -> AbstractContextManager[OperatorProcess]:
+        return operator_process(
+            kubeconfig, tmp_path / name, lease_namespace="servewright", name=name
+        )
+
     def holder() -> str:
         lease = fake.get("Lease", "servewright-operator", "servewright")
         return "" if lease is None else str(lease["spec"]["holderIdentity"])
 
-    with (
-        operator_process(fake, tmp_path, "one") as one,
-        operator_process(fake, tmp_path, "two") as two,
-    ):
+    with replica("one") as one, replica("two") as two:
         eventually(holder)
-        processes = {"one": one, "two": two}
-        first = holder()
-        second = "two" if first == "one" else "one"
+        leader, standby = (one, two) if holder() == "one" else (two, one)
         fake.put(make_service("m"))
         eventually(lambda: fake.get("Deployment", "m"))
 
-        processes[first].kill()
+        leader.signal(signal.SIGKILL)
         killed_at = time.monotonic()
         fake.put(make_service("while-nobody-led"))
         eventually(lambda: fake.get("Deployment", "while-nobody-led"), timeout_s=60)
-        assert holder() == second
+        assert holder() == standby.name
         assert time.monotonic() - killed_at < 20
 
-        with operator_process(fake, tmp_path, "three"):
-            eventually(lambda: fake.count()["get", "Lease"] > 0)
-            processes[second].send_signal(signal.SIGTERM)
+        with replica("three"):
+            standby.signal(signal.SIGTERM)
             ended_at = time.monotonic()
             eventually(lambda: holder() == "three")
-            assert processes[second].wait(timeout=20) == 0
+            assert standby.wait() == 0
             assert time.monotonic() - ended_at < 10  # 2 s where a machine is not busy
