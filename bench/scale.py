@@ -234,6 +234,22 @@ async def wrong_statuses(client: Client, namespace: str, count: int) -> list[str
     return wrong
 
 
+async def told(client: Client, namespace: str) -> dict[str, Object]:
+    """Each ModelService's status."""
+    services, _ = await client.list_all(kinds.MODEL_SERVICE, namespace)
+    return {service["metadata"]["name"]: service["status"] for service in services}
+
+
+def changed(before: dict[str, Object], after: dict[str, Object]) -> list[str]:
+    """What a restart changed in status."""
+    return [
+        f"{name}: {field} was {before[name].get(field)}, is {status.get(field)}"
+        for name, status in after.items()
+        for field in sorted(before[name].keys() | status.keys())
+        if before[name].get(field) != status.get(field)
+    ]
+
+
 async def measure_edits(client: Client, namespace: str, found: Found) -> None:
     """From an edit of one ModelService to its Deployment."""
     login = await client.login()
@@ -344,7 +360,10 @@ async def run(arguments: argparse.Namespace) -> Found:
         print(f"bare client: {found.bare_s:.1f} s", file=sys.stderr)
         await measure_operator(client, ours, found, log)
         print(f"operator: {found.operator_s:.1f} s", file=sys.stderr)
-    await measure_restart(ours, found, log)
+        before = await told(client, ours)
+        await measure_restart(ours, found, log)
+        if found.restart_writes:
+            found.wrong += changed(before, await told(client, ours))
     return found
 
 

@@ -7,6 +7,7 @@ smaller than they come: a thousand ModelServices are seven thousand objects.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -198,4 +199,17 @@ def _pruned(new: Object) -> Object:
         annotations = dict(metadata["annotations"])
         del annotations[_LAST_APPLIED]
         metadata["annotations"] = annotations
-    return pruned
+    kept: Object = _interned(pruned)
+    return kept
+
+
+def _interned(value: Any) -> Any:
+    """The same with one copy of each string in this process: objects of a kind consist of the same
+    ones, and half of their memory goes."""
+    if isinstance(value, str):
+        return sys.intern(value)
+    if isinstance(value, dict):
+        return {sys.intern(key): _interned(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_interned(one) for one in value]
+    return value

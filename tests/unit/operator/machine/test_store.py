@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from hypothesis import given
@@ -144,6 +145,17 @@ def test_what_no_decision_reads_is_dropped() -> None:
     pod = {**make_child(1, nodeName="n1", containers=[{"name": "replica"}]), "kind": "Pod"}
     store.put(pod)
     assert store.pods(KEY)[0]["spec"] == {"nodeName": "n1"}
+
+
+def test_objects_share_their_strings() -> None:
+    store = Store()
+    for uid in ("a", "b"):
+        store.put(json.loads(json.dumps(make_child(1, uid=uid, ports=[{"protocol": "TCP"}]))))
+    (key, word), (same_key, same_word) = (
+        next(iter(child["spec"]["ports"][0].items())) for child in store.children(make_service())
+    )
+    assert key is same_key
+    assert word is same_word
 
 
 def test_a_namesake_made_anew_takes_the_place_of_the_one_before() -> None:
