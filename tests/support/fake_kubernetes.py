@@ -21,24 +21,9 @@ from typing import Any, NamedTuple
 
 from aiohttp import web
 
-Object = dict[str, Any]
+from support import fake_kinds
 
-_KINDS = [
-    ("v1", "namespaces", "Namespace", False),
-    ("v1", "pods", "Pod", True),
-    ("v1", "services", "Service", True),
-    ("v1", "secrets", "Secret", True),
-    ("v1", "events", "Event", True),
-    ("apps/v1", "deployments", "Deployment", True),
-    ("apps/v1", "controllerrevisions", "ControllerRevision", True),
-    ("networking.k8s.io/v1", "networkpolicies", "NetworkPolicy", True),
-    ("policy/v1", "poddisruptionbudgets", "PodDisruptionBudget", True),
-    ("coordination.k8s.io/v1", "leases", "Lease", True),
-    ("apiextensions.k8s.io/v1", "customresourcedefinitions", "CustomResourceDefinition", False),
-    ("servewright.io/v1alpha1", "modelservices", "ModelService", True),
-]
-_VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
-_KIND = {plural: kind for _, plural, kind, _ in _KINDS}
+Object = dict[str, Any]
 
 
 class Request(NamedTuple):
@@ -160,13 +145,13 @@ class FakeKubernetes:
             return web.json_response({"gitVersion": "v1.37.0"})
         path = path[2:] if path[0] == "api" else path[3:]
         if not path:
-            return web.json_response(_discovery(request.path))
+            return web.json_response(fake_kinds.discovery(request.path))
         namespace = ""
         if path[0] == "namespaces" and len(path) > 2:
             namespace, path = path[1], path[2:]
-        if path[0] not in _KIND:
+        if path[0] not in fake_kinds.KIND:
             return _status(404, "NotFound", f"no such resource: {request.path}")
-        kind, name = _KIND[path[0]], path[1] if len(path) > 1 else ""
+        kind, name = fake_kinds.KIND[path[0]], path[1] if len(path) > 1 else ""
         part = path[2] if len(path) > 2 else ""
         verb = _verb(request, name, part)
         for fault in [each for each in self.faults if each.times > 0]:
@@ -369,32 +354,6 @@ def _verb(request: web.Request, name: str, part: str) -> str:
 def _status(code: int, reason: str, message: str) -> web.Response:
     body = {"kind": "Status", "code": code, "reason": reason, "message": message}
     return web.json_response(body, status=code)
-
-
-def _discovery(path: str) -> Object:
-    versions = sorted({version for version, *_ in _KINDS if "/" in version})
-    if path.rstrip("/") == "/api":
-        return {"versions": ["v1"]}
-    if path.rstrip("/") == "/apis":
-        groups = []
-        for each in versions:
-            group, version = each.split("/")
-            one = {"groupVersion": each, "version": version}
-            groups.append({"name": group, "versions": [one], "preferredVersion": one})
-        return {"groups": groups}
-    wanted = path.strip("/").split("/", 1)[1]
-    resources = [
-        {
-            "name": plural,
-            "singularName": kind.lower(),
-            "kind": kind,
-            "namespaced": namespaced,
-            "verbs": _VERBS,
-        }
-        for version, plural, kind, namespaced in _KINDS
-        if version == wanted
-    ]
-    return {"groupVersion": wanted, "resources": resources}
 
 
 def _selector(text: str) -> dict[str, str]:
