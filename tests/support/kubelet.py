@@ -70,7 +70,7 @@ class Kubelet:
                     self._patch(path, {"status": {"conditions": [_beat()]}})
                 for pod in self._pods():
                     self._look_after(pod)
-        except BaseException as error:
+        except BaseException as error:  # of a thread of its own: `stop` raises it
             self.error = error
 
     def _pods(self) -> list[Object]:

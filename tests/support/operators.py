@@ -73,7 +73,7 @@ class RunningOperator:
 
         try:
             asyncio.run(run())
-        except BaseException as error:
+        except BaseException as error:  # a thread's own end tells nobody: whoever stops it is told
             self.error = error
 
 
@@ -97,6 +97,8 @@ def running_operator(server: str | Path, **settings: Any) -> Iterator[RunningOpe
         yield running
     finally:
         running.stop()
+        if running.error is not None:
+            raise running.error
 
 
 def make_settings(**changes: Any) -> Settings:

@@ -154,7 +154,7 @@ def serving_in_thread(
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(main())
-        except BaseException as error:
+        except BaseException as error:  # of this thread: the test's raises it
             failures.append(error)
             is_up.set()
 

@@ -60,7 +60,7 @@ def in_fork(action):
         try:
             action()
             os._exit(0)
-        except BaseException as error:
+        except BaseException as error:  # the fork ends here, whatever comes
             print(repr(error), flush=True)
             os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
