@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 from bench.result import BARE, IN_PROCESS, MACHINE, OURS, RIVAL, Result
 
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-
 
 @dataclass(frozen=True)
 class Target:
@@ -185,15 +183,6 @@ def _notes(result: Result) -> list[str]:
     most = max((max(of) for of in shares.values()), default=None)
     client = [] if most is None else [f"The load client took at most {most:.1%} of a core."]
     return result.notes + client
-
-
-def replace_generated(page: str, report: str) -> str:
-    """`page` with its generated part replaced by `report`."""
-    head, begin, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page has no part between {BEGIN} and {END}")
-    return f"{head}{BEGIN}\n{report}{END}{tail}"
 
 
 def _table(result: Result, table: Sequence[Row], heads: tuple[str, str]) -> list[str]:

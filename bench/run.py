@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Run as a file, and of this checkout, whatever is installed.
 sys.path[:0] = [str(ROOT), str(ROOT / "operator"), str(ROOT / "runtime"), str(ROOT / "tests")]
 
-from bench import machine, measures, report  # noqa: E402
+from bench import machine, measures, page, report  # noqa: E402
 from bench.loads import TOKENS_IN, TOKENS_OUT  # noqa: E402
 from bench.model import example_model, requantised, word_tokens  # noqa: E402
 from bench.result import Result  # noqa: E402
@@ -31,7 +31,6 @@ from bench.servers import BenchFailed  # noqa: E402
 from support.tiny import make_large_gguf  # noqa: E402
 
 EXAMPLE = ROOT / "examples" / "01-smollm2.yaml"
-DOCS = ROOT / "docs" / "performance.md"
 LARGE_BYTES = 500_000_000
 # Above this share of all cores, other work is worth a note.
 QUIET_SHARE = 0.03
@@ -59,8 +58,7 @@ def main() -> int:
     if failed:
         return 1
     if args.write_docs:
-        DOCS.write_text(report.replace_generated(DOCS.read_text(), text))
-        print(f"written: {DOCS}")
+        page.write("bench", text)
     missed = [verdict for verdict in report.verdicts(result) if not verdict.holds]
     for verdict in missed:
         print(f"missed: {verdict.label}: {verdict.ratio:.2f}, target {verdict.target}")

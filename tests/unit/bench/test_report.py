@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from bench.report import BEGIN, END, render, replace_generated, verdicts
+from bench.report import render, verdicts
 from bench.result import BARE, IN_PROCESS, OURS, RIVAL, Result
 
 
@@ -57,16 +57,6 @@ def test_without_a_rival_our_numbers_stand_alone_and_nothing_is_claimed() -> Non
     row = cells(render(result), "decode, 1 stream, 2 threads, tok/s")
     assert row[1:] == ["300", "-", "-", ">= 1.3", ""]
     assert verdicts(result) == []
-
-
-def test_the_generated_part_of_a_page_is_replaced_and_the_rest_kept() -> None:
-    page = f"before\n{BEGIN}\nold\n{END}\nafter\n"
-    assert replace_generated(page, "new\n") == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
-
-
-def test_a_page_without_the_marks_is_not_overwritten() -> None:
-    with pytest.raises(ValueError, match="bench:begin"):
-        replace_generated("a page", "new\n")
 
 
 def test_the_client_s_own_share_of_a_core_is_told() -> None:
