@@ -19,9 +19,7 @@ from support.kubelet import Kubelet
 from support.objects import Objects
 from support.operator_process import OperatorProcess, operator_process
 from support.place import Place
-from support.tree import ROOT
 
-CRDS = ROOT / "charts" / "servewright-crds" / "templates"
 # What a test's namespace may hold that explains its failure.
 KINDS = (
     "modelservices.servewright.io",
@@ -109,23 +107,19 @@ def controlled_operator(
         control_plane.kubeconfig, log, lease_namespace=namespace, namespaces=(namespace,)
     ) as running:
         yield running
-        assert [one for one in running.records() if "exception" in one] == []
+        assert running.mistakes() == []
 
 
 def _skip_unless_ours(server: ApiServer) -> None:
-    if server.stop is None:
+    """An existing cluster has controllers, nodes, and ModelServices that are not ours to delete."""
+    if not server.is_ours:
         pytest.skip("needs an API server of its own: unset USE_EXISTING_CLUSTER")
 
 
 @contextlib.contextmanager
 def _with_crds(*, controllers: bool) -> Iterator[ApiServer]:
-    with contextlib.ExitStack() as stack:
-        try:
-            server = stack.enter_context(apiserver.api_server(controllers=controllers))
-        except apiserver.Missing as missing:
-            pytest.skip(str(missing))
-        server.kubectl("apply", "--server-side", "--force-conflicts", f"--filename={CRDS}")
-        server.kubectl("wait", f"--filename={CRDS}", "--for=condition=Established", "--timeout=30s")
+    with apiserver.api_server(controllers=controllers) as server:
+        apiserver.apply_crds(server)
         yield server
 
 

@@ -5,7 +5,6 @@ Nothing runs here (no nodes); the node tier proves that the installed operator w
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import subprocess
@@ -33,29 +32,17 @@ EVERYTHING = ROOT / "tests/golden/chart/everything/values.yaml"
 pytestmark = pytest.mark.skipif(helm.program() is None, reason=helm.HOW_TO_GET_IT)
 
 
-@contextlib.contextmanager
-def server_of_our_own() -> Iterator[ApiServer]:
-    """An API server that has never heard of us; never the cluster that is there already."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("USE_EXISTING_CLUSTER", raising=False)
-        try:
-            with apiserver.api_server() as server:
-                yield server
-        except apiserver.Missing as missing:
-            pytest.skip(str(missing))
-
-
 @pytest.fixture
 def bare() -> Iterator[ApiServer]:
-    """Nothing is installed."""
-    with server_of_our_own() as server:
+    """An API server that has never heard of us; never the cluster that is there already."""
+    with apiserver.api_server(own=True) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def installed() -> Iterator[ApiServer]:
     """Both charts are installed, for tests that change nothing."""
-    with server_of_our_own() as server:
+    with apiserver.api_server(own=True) as server:
         install_crds(server)
         install(server)
         yield server

@@ -49,13 +49,8 @@ def server(tmp_path: Path) -> Iterator[ApiServer]:
         f"--audit-log-path={tmp_path / 'audit.log'}",
         "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("USE_EXISTING_CLUSTER", raising=False)
-        try:
-            with apiserver.api_server(flags=flags) as found:
-                yield found
-        except apiserver.Missing as missing:
-            pytest.skip(str(missing))
+    with apiserver.api_server(own=True, flags=flags) as found:
+        yield found
 
 
 class Story:

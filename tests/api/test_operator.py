@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +71,36 @@ class Cluster:
         return [event["message"] for event in events if event["reason"] == reason]
 
 
+@contextmanager
+def operator_at(
+    server: ApiServer,
+    namespace: str,
+    *,
+    identity: str = "operator-1",
+    kubeconfig: Path | None = None,
+) -> Iterator[Cluster]:
+    """An operator for a namespace, an admin unless `kubeconfig` says otherwise."""
+    with running_operator(
+        kubeconfig or server.kubeconfig,
+        identity=identity,
+        namespaces=(namespace,),
+        lease_namespace=namespace,
+    ) as running:
+        yield Cluster(server, namespace, running)
+
+
 @pytest.fixture
 def cluster(api_server: ApiServer, namespace: str) -> Iterator[Cluster]:
     """Without controllers: nothing happens but what the operator does."""
-    with running_operator(
-        api_server.kubeconfig, namespaces=(namespace,), lease_namespace=namespace
-    ) as running:
-        yield Cluster(api_server, namespace, running)
+    with operator_at(api_server, namespace) as made:
+        yield made
+
+
+@pytest.fixture
+def controlled_cluster(control_plane: ApiServer, controlled_namespace: str) -> Iterator[Cluster]:
+    """With controllers: ReplicaSets and pods are made, garbage is collected."""
+    with operator_at(control_plane, controlled_namespace) as made:
+        yield made
 
 
 def full_service() -> Object:
@@ -103,21 +127,14 @@ def test_once_settled_a_pass_writes_nothing(cluster: Cluster) -> None:
     assert cluster.get("modelservice", "m")["status"]["observedGeneration"] == 1
 
 
-def test_another_operator_changes_nothing_that_the_first_left(
-    cluster: Cluster, api_server: ApiServer
-) -> None:
+def test_another_operator_changes_nothing_that_the_first_left(cluster: Cluster) -> None:
     cluster.apply(full_service())
     cluster.settle("m")
     cluster.running.stop()
     before = writes()
     versions = cluster.run("get", CHILDREN, "--output=jsonpath={..resourceVersion}")
-    with running_operator(
-        api_server.kubeconfig,
-        identity="operator-2",
-        namespaces=(cluster.namespace,),
-        lease_namespace=cluster.namespace,
-    ) as running:
-        settle(running, "m", namespace=cluster.namespace)
+    with operator_at(cluster.server, cluster.namespace, identity="operator-2") as second:
+        settle(second.running, "m", namespace=cluster.namespace)
     assert writes() == before
     assert cluster.run("get", CHILDREN, "--output=jsonpath={..resourceVersion}") == versions
 
@@ -195,22 +212,15 @@ def test_what_others_add_beside_ours_stays(cluster: Cluster) -> None:
     assert cluster.get("service", "m")["metadata"]["labels"]["theirs"] == "1"
 
 
-def test_what_was_added_while_no_operator_ran_is_dropped(
-    cluster: Cluster, api_server: ApiServer
-) -> None:
+def test_what_was_added_while_no_operator_ran_is_dropped(cluster: Cluster) -> None:
     cluster.apply(full_service())
     cluster.settle("m")
     cluster.running.stop()
     spec = cluster.get("deployment", "m")["spec"]
     cluster.run("set", "env", "deployment/m", "NEW=1")
     assert cluster.get("deployment", "m")["spec"] != spec
-    with running_operator(
-        api_server.kubeconfig,
-        identity="operator-2",
-        namespaces=(cluster.namespace,),
-        lease_namespace=cluster.namespace,
-    ) as running:
-        settle(running, "m", namespace=cluster.namespace)
+    with operator_at(cluster.server, cluster.namespace, identity="operator-2") as second:
+        settle(second.running, "m", namespace=cluster.namespace)
         assert cluster.get("deployment", "m")["spec"] == spec
         (message,) = cluster.messages("Repaired")
         assert "containers[replica].env[NEW] set by kubectl-set" in message
@@ -238,86 +248,72 @@ def test_other_namespaces_are_not_touched(cluster: Cluster, api_server: ApiServe
 
 
 def test_a_modelservice_deleted_while_no_operator_runs_takes_its_children_along(
-    control_plane: ApiServer, controlled_namespace: str
+    controlled_cluster: Cluster,
 ) -> None:
-    where: dict[str, Any] = {
-        "namespaces": (controlled_namespace,),
-        "lease_namespace": controlled_namespace,
-    }
-    with running_operator(control_plane.kubeconfig, **where) as running:
-        cluster = Cluster(control_plane, controlled_namespace, running)
-        cluster.apply(full_service())
-        cluster.settle("m")
-        assert len(cluster.names(CHILDREN)) == 7
+    cluster = controlled_cluster
+    cluster.apply(full_service())
+    cluster.settle("m")
+    assert len(cluster.names(CHILDREN)) == 7
+    cluster.running.stop()
     cluster.run("delete", "modelservice", "m")
     eventually(lambda: cluster.names(CHILDREN) == [], timeout_s=GARBAGE_S, interval_s=0.5)
     before = writes()
-    with running_operator(control_plane.kubeconfig, identity="operator-2", **where) as running:
-        eventually(lambda: running.operator.is_ready)
+    with operator_at(cluster.server, cluster.namespace, identity="operator-2") as second:
+        eventually(lambda: second.running.operator.is_ready)
     assert writes() == before
 
 
 def test_a_rollout_that_somebody_else_began_is_undone(
-    control_plane: ApiServer, controlled_namespace: str
+    controlled_cluster: Cluster,
 ) -> None:
-    with running_operator(
-        control_plane.kubeconfig,
-        namespaces=(controlled_namespace,),
-        lease_namespace=controlled_namespace,
-    ) as running:
-        cluster = Cluster(control_plane, controlled_namespace, running)
+    cluster = controlled_cluster
 
-        def pods() -> set[str]:
-            words = ("get", "pods", "--selector=servewright.io/modelservice=m")
-            return set(cluster.run(*words, "--output=jsonpath={..metadata.uid}").split())
+    def pods() -> set[str]:
+        words = ("get", "pods", "--selector=servewright.io/modelservice=m")
+        return set(cluster.run(*words, "--output=jsonpath={..metadata.uid}").split())
 
-        def replica_sets() -> list[int]:
-            words = ("get", "replicasets", "--output=jsonpath={.items[*].spec.replicas}")
-            return sorted(int(replicas) for replicas in cluster.run(*words).split())
+    def replica_sets() -> list[int]:
+        words = ("get", "replicasets", "--output=jsonpath={.items[*].spec.replicas}")
+        return sorted(int(replicas) for replicas in cluster.run(*words).split())
 
-        cluster.apply(full_service())
-        eventually(lambda: len(pods()) == 2, interval_s=0.2)
-        # As a kubelet would tell. A Deployment with too few ready pods scales nothing away.
-        ready = {"conditions": [{"type": "Ready", "status": "True"}], "phase": "Running"}
-        for name in cluster.run("get", "pods", "--output=name").split():
-            changes = f"--patch={json.dumps({'status': ready})}"
-            cluster.run("patch", name, "--subresource=status", "--type=merge", changes)
-        eventually(
-            lambda: cluster.get("deployment", "m")["status"].get("availableReplicas") == 2,
-            interval_s=0.2,
-        )
-        cluster.settle("m")
-        before = pods()
-        cluster.run("rollout", "restart", "deployment/m")
-        eventually(lambda: cluster.messages("Repaired"), interval_s=0.2)
-        words = "kubectl.kubernetes.io/restartedAt set by kubectl-rollout"
-        assert all(words in message for message in cluster.messages("Repaired"))
-        # The new ReplicaSet, if there ever was one, is scaled away again; no pod was replaced.
-        eventually(lambda: replica_sets() in ([2], [0, 2]), interval_s=0.2)
-        eventually(lambda: pods() == before, interval_s=0.2)
+    cluster.apply(full_service())
+    eventually(lambda: len(pods()) == 2, interval_s=0.2)
+    # As a kubelet would tell. A Deployment with too few ready pods scales nothing away.
+    ready = {"conditions": [{"type": "Ready", "status": "True"}], "phase": "Running"}
+    for name in cluster.run("get", "pods", "--output=name").split():
+        changes = f"--patch={json.dumps({'status': ready})}"
+        cluster.run("patch", name, "--subresource=status", "--type=merge", changes)
+    eventually(
+        lambda: cluster.get("deployment", "m")["status"].get("availableReplicas") == 2,
+        interval_s=0.2,
+    )
+    cluster.settle("m")
+    before = pods()
+    cluster.run("rollout", "restart", "deployment/m")
+    eventually(lambda: cluster.messages("Repaired"), interval_s=0.2)
+    words = "kubectl.kubernetes.io/restartedAt set by kubectl-rollout"
+    assert all(words in message for message in cluster.messages("Repaired"))
+    # The new ReplicaSet, if there ever was one, is scaled away again; no pod was replaced.
+    eventually(lambda: replica_sets() in ([2], [0, 2]), interval_s=0.2)
+    eventually(lambda: pods() == before, interval_s=0.2)
 
 
 def test_a_namesake_of_a_deleted_modelservice_gets_children_of_its_own(
-    control_plane: ApiServer, controlled_namespace: str
+    controlled_cluster: Cluster,
 ) -> None:
-    with running_operator(
-        control_plane.kubeconfig,
-        namespaces=(controlled_namespace,),
-        lease_namespace=controlled_namespace,
-    ) as running:
-        cluster = Cluster(control_plane, controlled_namespace, running)
-        cluster.apply(full_service())
-        cluster.settle("m")
-        cluster.run("delete", "modelservice", "m", "--wait=true")
-        cluster.apply(full_service())
-        uid = cluster.get("modelservice", "m")["metadata"]["uid"]
+    cluster = controlled_cluster
+    cluster.apply(full_service())
+    cluster.settle("m")
+    cluster.run("delete", "modelservice", "m", "--wait=true")
+    cluster.apply(full_service())
+    uid = cluster.get("modelservice", "m")["metadata"]["uid"]
 
-        def owners() -> list[str]:
-            path = "--output=jsonpath={.items[*].metadata.ownerReferences[*].uid}"
-            selector = "--selector=servewright.io/modelservice=m"
-            return cluster.run("get", CHILDREN, selector, path).split()
+    def owners() -> list[str]:
+        path = "--output=jsonpath={.items[*].metadata.ownerReferences[*].uid}"
+        selector = "--selector=servewright.io/modelservice=m"
+        return cluster.run("get", CHILDREN, selector, path).split()
 
-        eventually(lambda: owners() == [uid] * 7, timeout_s=GARBAGE_S, interval_s=0.5)
+    eventually(lambda: owners() == [uid] * 7, timeout_s=GARBAGE_S, interval_s=0.5)
 
 
 def test_credentials_come_from_a_kubeconfig_with_a_token(
@@ -334,11 +330,8 @@ def test_credentials_come_from_a_kubeconfig_with_a_token(
         f"--serviceaccount={namespace}:operator",
     )
     try:
-        config: Path = api_server.kubeconfig_for(namespace, "operator")
-        with running_operator(
-            config, namespaces=(namespace,), lease_namespace=namespace
-        ) as running:
-            cluster = Cluster(api_server, namespace, running)
+        config = api_server.kubeconfig_for(namespace, "operator")
+        with operator_at(api_server, namespace, kubeconfig=config) as cluster:
             cluster.apply(make_service("m"))
             cluster.settle("m")
             assert "deployment.apps/m" in cluster.names(CHILDREN)

@@ -40,7 +40,7 @@ def operator(
     with operator_process(api_server.kubeconfig, log, lease_namespace=module_namespace) as running:
         yield running
         assert running.is_running
-        assert [one for one in running.records() if "exception" in one] == []
+        assert running.mistakes() == []
 
 
 def counted(place: Place) -> Counter[str]:

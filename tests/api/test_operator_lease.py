@@ -58,6 +58,12 @@ def acts(place: Place, replicas: int) -> None:
     eventually(lambda: place.get(kinds.DEPLOYMENT)["spec"]["replicas"] == replicas, interval_s=0.1)
 
 
+def serve(place: Place) -> None:
+    """Return once the operator has told of a ModelService of one replica."""
+    place.serve(replicas=1)
+    eventually(place.status, interval_s=0.1)
+
+
 def settled(place: Place) -> None:
     """Return once nothing has been written for a while."""
     at_rest(place.versions, for_s=STAYS_S, interval_s=0.5)
@@ -67,8 +73,7 @@ def test_one_of_two_acts_and_within_20_s_of_its_kill_the_other_does(
     pair: tuple[OperatorProcess, OperatorProcess], place: Place
 ) -> None:
     leader, standby = pair
-    place.serve(replicas=1)
-    eventually(lambda: place.find(kinds.DEPLOYMENT, "m"), interval_s=0.1)
+    serve(place)
     assert holder(place) == leader.name
     assert not standby.is_leader()
     assert standby.passes() == 0
@@ -84,8 +89,7 @@ def test_one_that_is_told_to_go_hands_over_at_once(
     pair: tuple[OperatorProcess, OperatorProcess], place: Place
 ) -> None:
     leader, standby = pair
-    place.serve(replicas=1)
-    eventually(place.status, interval_s=0.1)
+    serve(place)
     settled(place)
     before = place.versions()
     leader.signal(signal.SIGTERM)
@@ -101,8 +105,7 @@ def test_one_that_slept_through_its_lease_wakes_up_powerless(
     pair: tuple[OperatorProcess, OperatorProcess], place: Place
 ) -> None:
     leader, standby = pair
-    place.serve(replicas=1)
-    eventually(place.status, interval_s=0.1)
+    serve(place)
     leader.signal(signal.SIGSTOP)
     eventually(lambda: holder(place) == standby.name, timeout_s=TAKEOVER_S, interval_s=0.1)
     # It still believes in what is there no more.
@@ -127,8 +130,7 @@ def test_what_is_in_other_namespaces_is_none_of_its_business(
 ) -> None:
     elsewhere = Place(place.objects, module_namespace)
     elsewhere.serve("m")
-    place.serve("m")
-    eventually(place.status, interval_s=0.1)
+    serve(place)
     settled(place)
     assert elsewhere.children() == {}
     assert elsewhere.status() == {}

@@ -23,11 +23,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 import trustme
 
 from support.runs import free_port
+from support.tree import ROOT
 from support.waiting import eventually
 
+CRDS = ROOT / "charts" / "servewright-crds" / "templates"
 SERVER_PROGRAMS = ("etcd", "kube-apiserver", "kubectl")
 CONTROLLER_PROGRAMS = ("kube-controller-manager", "kube-scheduler")
 
@@ -37,8 +40,8 @@ STOP_S = 20.0
 _HOST = "127.0.0.1"
 
 
-class Missing(Exception):
-    """No API server can be had here. The message is one line, for a skip."""
+def _not_ours() -> None:
+    raise AssertionError("this API server is somebody else's")
 
 
 @dataclass
@@ -48,15 +51,20 @@ class ApiServer:
     folder: Path  # for kubeconfigs; gone with the server
     kubeconfig: Path  # of an admin
     kubectl_program: str
-    # kube-apiserver alone, killed and started anew on the same data and port; None: not ours.
-    stop: Callable[[], None] | None = None
-    start: Callable[[], None] | None = None
+    # kube-apiserver alone, killed and started anew on the same data and port, if it is ours.
+    stop: Callable[[], None] = _not_ours
+    start: Callable[[], None] = _not_ours
     database: str = ""  # URL of etcd, if it is ours
     version: str = field(init=False)  # such as 1.37.2
 
     def __post_init__(self) -> None:
         answer = json.loads(self.kubectl("get", "--raw", "/version"))
         self.version = answer["gitVersion"].removeprefix("v")
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it was started here, for tests alone."""
+        return bool(self.database)
 
     def run_kubectl(
         self, *words: str, stdin: str | None = None
@@ -90,24 +98,33 @@ class ApiServer:
 
 
 @contextlib.contextmanager
-def api_server(*, controllers: bool = False, flags: Sequence[str] = ()) -> Iterator[ApiServer]:
-    """An API server of our own, or the existing cluster's. Raises Missing.
+def api_server(
+    *, own: bool = False, controllers: bool = False, flags: Sequence[str] = ()
+) -> Iterator[ApiServer]:
+    """An API server of ours, or the existing cluster's unless it must be our own.
 
+    The test is skipped where there are no programs to start one: nothing pretends to be one.
     controllers: with kube-controller-manager and kube-scheduler. flags: more, of kube-apiserver.
     """
     with tempfile.TemporaryDirectory(prefix="servewright-api-") as name:
         folder = Path(name)
-        if os.environ.get("USE_EXISTING_CLUSTER", "").lower() == "true":
+        if os.environ.get("USE_EXISTING_CLUSTER", "").lower() == "true" and not own:
             yield _existing(folder)
         else:
             with _started(folder, controllers=controllers, flags=flags) as server:
                 yield server
 
 
+def apply_crds(server: ApiServer) -> None:
+    """Bring the CRDs to what they are in this tree, and wait until they are served."""
+    server.kubectl("apply", "--server-side", "--force-conflicts", f"--filename={CRDS}")
+    server.kubectl("wait", f"--filename={CRDS}", "--for=condition=Established", "--timeout=30s")
+
+
 def _existing(folder: Path) -> ApiServer:
     kubectl = shutil.which("kubectl")
     if kubectl is None or "KUBECONFIG" not in os.environ:
-        raise Missing("needs kubectl and KUBECONFIG, as USE_EXISTING_CLUSTER is true")
+        pytest.skip("needs kubectl and KUBECONFIG, as USE_EXISTING_CLUSTER is true")
     return ApiServer(folder, Path(os.environ["KUBECONFIG"]), kubectl)
 
 
@@ -115,11 +132,11 @@ def _existing(folder: Path) -> ApiServer:
 def _started(folder: Path, *, controllers: bool, flags: Sequence[str]) -> Iterator[ApiServer]:
     assets = os.environ.get("KUBEBUILDER_ASSETS")
     if not assets:
-        raise Missing("needs KUBEBUILDER_ASSETS, or USE_EXISTING_CLUSTER=true and KUBECONFIG")
+        pytest.skip("needs KUBEBUILDER_ASSETS, or USE_EXISTING_CLUSTER=true and KUBECONFIG")
     programs = SERVER_PROGRAMS + (CONTROLLER_PROGRAMS if controllers else ())
     absent = [name for name in programs if not (Path(assets) / name).exists()]
     if absent:
-        raise Missing(f"needs {' and '.join(absent)} in KUBEBUILDER_ASSETS")
+        pytest.skip(f"needs {' and '.join(absent)} in KUBEBUILDER_ASSETS")
 
     port = free_port()
     kubeconfig = _make_credentials(folder, port)

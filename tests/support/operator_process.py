@@ -115,6 +115,10 @@ class OperatorProcess:
         lines = (json.loads(line) for line in self._log.read_text().splitlines())
         return [line for line in lines if not levels or line["level"] in levels]
 
+    def mistakes(self) -> list[dict[str, Any]]:
+        """What it said with a traceback: of bugs alone."""
+        return [line for line in self.records() if "exception" in line]
+
     def metrics(self) -> list[Sample]:
         """All of them; the names begin with "servewright_operator_" where they are its own."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=30) as answer:
