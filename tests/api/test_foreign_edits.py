@@ -4,141 +4,24 @@ it back, and the next one has nothing to do.
 
 from __future__ import annotations
 
-import asyncio
-import copy
-import json
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import yaml
-from hypothesis import HealthCheck, event, given, settings
-from hypothesis import strategies as st
 
-from servewright_api.modelservice import ModelService
-from servewright_operator import foreign, kinds, metrics, names
-from servewright_operator.apply import Applier, Outcome
-from servewright_operator.client import ApiError, Client
-from servewright_operator.holding import with_hash
-from servewright_operator.objects import Object
-from servewright_operator.store import Store
+from servewright_operator import foreign, names
+from servewright_operator.client import ApiError
+from support import editing
 from support.apiserver import ApiServer
-from support.desired import children_of, one
-from support.foreign_specs import EXEC, SPECS
-from support.objects import Objects, Refused
-from support.operators import configuration
-from support.tree import ROOT
-
-# Each example is some ten requests.
-EXAMPLES = 40
-JSON, MERGE, STRATEGIC, APPLY = (
-    "application/json-patch+json",
-    "application/merge-patch+json",
-    "application/strategic-merge-patch+json",
-    "application/apply-patch+yaml",
-)
-
-
-@dataclass
-class Cluster:
-    """The children of one ModelService, those who edit them, and the operator's passes."""
-
-    server: ApiServer
-    objects: Objects
-    owner: Object
-    children: list[Object]
-
-    def fresh(self, kind: str) -> Object:
-        """A child as the operator applied it."""
-        desired = one(self.children, kind)
-        live = self.find(desired)
-        if live is not None:
-            self.objects.delete(live)
-        return self.objects.apply(with_hash(desired))
-
-    def find(self, named: Object) -> Object | None:
-        metadata = named["metadata"]
-        kind = kinds.BY_NAME[named["kind"]]
-        return self.objects.find(kind, metadata["namespace"], metadata["name"])
-
-    def get(self, named: Object) -> Object:
-        live = self.find(named)
-        assert live is not None
-        return live
-
-    def edit(self, live: Object, content_type: str, body: Any, manager: str = "somebody") -> None:
-        """A request of somebody else, by force where it may be."""
-        metadata = live["metadata"]
-        query = {"fieldManager": manager}
-        if content_type == APPLY:
-            query["force"] = "true"
-            identity = {key: metadata[key] for key in ("name", "namespace")}
-            body = {key: live[key] for key in ("apiVersion", "kind")} | {
-                "metadata": identity,
-                "spec": body["spec"],
-            }
-        path = kinds.BY_NAME[live["kind"]].path(metadata["namespace"], metadata["name"])
-        self.objects.request("PATCH", path, query, body, content_type)
-
-    def kubectl(self, *words: str) -> None:
-        self.server.kubectl(*words, f"--namespace={self.owner['metadata']['namespace']}")
-
-    def pass_over(self, *live: Object) -> Outcome:
-        """What the operator does about children that it sees so. Raises ApiError."""
-        store = Store()
-        for seen in (self.owner, *live):
-            store.put(copy.deepcopy(seen))
-        desired = [one(self.children, seen["kind"]) for seen in live]
-        outcome = Outcome()
-
-        async def run() -> None:
-            async with Client(await configuration(self.server.kubeconfig)) as client:
-                applier = Applier(client, time.monotonic)
-                known = store.children(self.owner)
-                await applier.bring_about(self.owner, known, desired, (), outcome)
-
-        asyncio.run(run())
-        return outcome
-
-    def put_back(self, kind: str) -> list[str]:
-        """What a pass tells that it put back; a second one finds nothing to do."""
-        desired = one(self.children, kind)
-        outcome = self.pass_over(self.get(desired))
-        assert outcome.refused == []
-        asked = requests()
-        assert self.pass_over(self.get(desired)) == Outcome()
-        assert requests() == asked
-        return [note.message for note in outcome.notes]
-
-
-def requests() -> float:
-    """How many this process sent to API servers as an operator."""
-    samples = (sample for metric in metrics.API_REQUESTS.collect() for sample in metric.samples)
-    return sum(sample.value for sample in samples if sample.name.endswith("_total"))
+from support.editing import APPLY, JSON, MERGE, STRATEGIC, Cluster, in_pod, in_replica
+from support.foreign_specs import EXEC
 
 
 @pytest.fixture
 def cluster(api_server: ApiServer, namespace: str) -> Iterator[Cluster]:
-    text = (ROOT / "tests" / "golden" / "everything" / "in.yaml").read_text()
-    manifest = yaml.safe_load(text)["modelService"]
-    manifest["metadata"]["namespace"] = namespace
-    api_server.kubectl("apply", "--filename=-", stdin=json.dumps(manifest))
-    objects = Objects(api_server)
-    owner = objects.find(kinds.MODEL_SERVICE, namespace, manifest["metadata"]["name"])
-    assert owner is not None
-    service = ModelService.model_validate(manifest)
-    yield Cluster(api_server, objects, owner, children_of(service, uid=owner["metadata"]["uid"]))
-    objects.close()
-
-
-def in_pod(**fields: Any) -> Object:
-    return {"spec": {"template": {"spec": fields}}}
-
-
-def in_replica(**fields: Any) -> Object:
-    return in_pod(containers=[{"name": names.REPLICA_CONTAINER, **fields}])
+    """The children of a ModelService that has every one."""
+    with editing.cluster(api_server, namespace) as made:
+        yield made
 
 
 REPLICA = "/spec/template/spec/containers/0"
@@ -403,83 +286,4 @@ def test_a_book_that_somebody_emptied_is_begun_anew(cluster: Cluster) -> None:
     cluster.edit(live, MERGE, {"spec": {"replicas": 7}})
     cluster.pass_over(cluster.get(live))
     cluster.put_back("Deployment")
-    assert cluster.get(live)["spec"] == live["spec"]
-
-
-# Any edits
-
-
-Edit = Callable[[Cluster, Object], None]
-
-
-def by_patch(content_type: str, spec: Object, manager: str) -> Edit:
-    return lambda cluster, live: cluster.edit(live, content_type, {"spec": spec}, manager)
-
-
-def by_json_patch(spec: Object, manager: str) -> Edit:
-    """Fields replaced as they are, without any merging."""
-
-    def edit(cluster: Cluster, live: Object) -> None:
-        template = spec.get("template", {})
-        groups = [
-            ("/spec", {key: value for key, value in spec.items() if key != "template"}),
-            ("/spec/template/spec", template.get("spec", {})),
-        ]
-        changes = [
-            {"op": "add", "path": f"{path}/{key}", "value": value}
-            for path, fields in groups
-            for key, value in fields.items()
-        ]
-        cluster.edit(live, JSON, changes, manager)
-
-    return edit
-
-
-def by_order(random: Any) -> Edit:
-    """Lists in another order, and nothing else."""
-
-    def edit(cluster: Cluster, live: Object) -> None:
-        pod = cluster.get(live)["spec"]["template"]["spec"]
-        places = {"/spec/template/spec/volumes": pod["volumes"]}
-        for index, container in enumerate(pod["containers"]):
-            for field in ("env", "ports", "volumeMounts"):
-                if field in container:
-                    path = f"/spec/template/spec/containers/{index}/{field}"
-                    places[path] = container[field]
-        changes = [
-            {"op": "replace", "path": path, "value": random.sample(items, len(items))}
-            for path, items in places.items()
-        ]
-        cluster.edit(live, JSON, changes, "orderly")
-
-    return edit
-
-
-MANAGERS = st.sampled_from(["kubectl-edit", "gitops"])
-ANY_EDITS = st.lists(
-    st.one_of(
-        st.builds(by_patch, st.sampled_from([MERGE, STRATEGIC, APPLY]), SPECS, MANAGERS),
-        st.builds(by_json_patch, SPECS, MANAGERS),
-        st.builds(by_order, st.randoms(use_true_random=False)),
-    ),
-    min_size=1,
-    max_size=3,
-)
-
-
-@settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(ANY_EDITS)
-def test_one_pass_undoes_any_edits_and_the_next_writes_nothing(
-    cluster: Cluster, edits: list[Edit]
-) -> None:
-    live = cluster.fresh("Deployment")
-    for edit in edits:
-        try:
-            edit(cluster, live)
-        except Refused:
-            event("refused")  # as invalid, by the API server itself
-    is_edited = cluster.get(live)["spec"] != live["spec"]
-    event(f"edited: {is_edited}")
-    told = cluster.put_back("Deployment")
-    assert told or not is_edited
     assert cluster.get(live)["spec"] == live["spec"]
