@@ -30,7 +30,7 @@ def main() -> int:
     """Exit code: 1 if any is left after PATIENCE_S."""
     deadline = time.monotonic() + PATIENCE_S
     while (found := left()) and time.monotonic() < deadline:
-        time.sleep(0.5)
+        time.sleep(0.5)  # others' children: nothing tells when they end
     for line in found:
         print(f"error: left running: {line}", file=sys.stderr)
     return 1 if found else 0

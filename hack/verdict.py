@@ -51,7 +51,7 @@ def closing_line(reports: Sequence[str]) -> str:
     totals: Counter[str] = Counter()
     seconds = 0.0
     for report in reports:
-        for suite in ElementTree.fromstring(report).iter("testsuite"):  # noqa: S314
+        for suite in ElementTree.fromstring(report).iter("testsuite"):  # noqa: S314 - as above
             totals.update({name: int(suite.get(name, 0)) for name in _COUNTS})
             seconds += float(suite.get("time", 0))
     passed = totals["tests"] - totals["failures"] - totals["errors"] - totals["skipped"]

@@ -110,7 +110,7 @@ def told(space: Namespace) -> str:
         ["get", "msvc", "--output=yaml"],
         ["get", "events", "--sort-by=.lastTimestamp"],
     ]
-    with suppress(CallFailed):
+    with suppress(CallFailed):  # a cluster that is away must not hide what failed
         for pod in space.find("pods"):
             for status in pod["status"].get("containerStatuses", []):
                 logs = ["logs", pod["metadata"]["name"], f"--tail={MAX_LOG_LINES}"]

@@ -198,7 +198,7 @@ async def test_a_connection_kept_alive_must_send_its_next_head_in_time_too() -> 
         body = request({"model": "tiny", "prompt": "x"})
         writer.write(body)
         await reader.readuntil(b'"usage"')
-        await asyncio.sleep(0.3)  # idle between requests is fine
+        await asyncio.sleep(0.3)  # longer than a head may take: idle between requests is fine
         writer.write(body)
         await reader.readuntil(b'"usage"')
         writer.write(b"GET /health HT")
