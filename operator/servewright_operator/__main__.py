@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import platform
+import resource
 import sys
 
 from kubernetes.aio.config import ConfigException
@@ -34,6 +35,13 @@ async def _run(settings: Settings) -> int:
     return 1
 
 
+def _allow_files() -> None:
+    """As many as this process may have: a call that hangs holds a connection for its timeout, and
+    containers begin with room for 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def main() -> int:
     """Run until told to stop: the exit code."""
     try:
@@ -42,6 +50,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     logs.start(settings.log_level)
+    _allow_files()
     return asyncio.run(_run(settings))
 
 

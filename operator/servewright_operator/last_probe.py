@@ -17,6 +17,8 @@ from servewright_operator.reasons import Condition, Reason
 
 # One lost call is no failure yet; it is repeated at once.
 FAILURES = 2
+# Answers to a key that is not, or no longer, the one that the replicas know.
+KEY_REFUSED = frozenset({"Http401", "Http403"})
 # How old the last success in status may get, so that its age tells how fresh Ready is.
 REWRITTEN_AFTER = timedelta(minutes=5)
 

@@ -8,26 +8,30 @@ asks anew.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Self
+from weakref import WeakValueDictionary
 
 import aiohttp
 
 from servewright_operator import calling
-from servewright_operator.last_probe import FAILURES
+from servewright_operator.last_probe import FAILURES, KEY_REFUSED
 from servewright_operator.names import Key
 from servewright_operator.objects import Object, Probe, ProbeRecord
 
 log = logging.getLogger(__name__)
 
 RETRY_S = 2.0  # after a failure; twice as long after each further one, up to the interval
-# Calls under way at once. One that hangs holds a place for its whole timeout.
-_PLACES = 256
+# Calls that a namespace begins at once, so that a thousand of them do not begin together; others
+# have places of their own. Who waits behind calls that hang waits HOLD_S for each _PLACES of them.
+_PLACES = 64
+_HOLD_S = 2.0  # then a call goes on without a place
 # The longest pause between two questions about a pod's state: if it tells one (so long after it is
 # ready its model and cold start show), and if not.
 _STATE_MAX_S, _NO_STATE_MAX_S = 5.0, 300.0
@@ -64,11 +68,14 @@ class Prober:
         jitter: Callable[[], float] = random.random,
         retry_s: float = RETRY_S,
         places: int = _PLACES,
+        hold_s: float = _HOLD_S,
     ) -> None:
         self._changed = changed
         self._clock, self._now, self._jitter = clock, now, jitter
-        self._retry_s = retry_s
-        self._places = asyncio.Semaphore(places)
+        self._retry_s, self._hold_s = retry_s, hold_s
+        # By namespace, as long as somebody has or awaits a place.
+        self._places: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._places_each = places
         self._followed: dict[Key, _Followed] = {}
         self._calls: aiohttp.ClientSession
 
@@ -119,7 +126,7 @@ class Prober:
 
     async def _keep_asking(self, key: Key, followed: _Followed, probe: Probe) -> None:
         while True:
-            async with self._places:
+            async with self._place(key.namespace):
                 started = self._clock()
                 answer = await calling.call(self._calls, probe)
                 latency_s = self._clock() - started
@@ -163,7 +170,7 @@ class Prober:
         """Ask again and again, ever more rarely, until the pod says that it is ready."""
         pause_s = self._retry_s
         while True:
-            async with self._places:
+            async with self._place(key.namespace):
                 state = await calling.state(self._calls, url)
             if state is not None:
                 before = followed.states.get(uid)
@@ -174,6 +181,28 @@ class Prober:
                     return
             await self._pause(pause_s)
             pause_s = min(2 * pause_s, _STATE_MAX_S if state else _NO_STATE_MAX_S)
+
+    @contextlib.asynccontextmanager
+    async def _place(self, namespace: str) -> AsyncIterator[None]:
+        """A place among the calls of a namespace, for a while at most."""
+        places = self._places.get(namespace)
+        if places is None:
+            places = self._places[namespace] = asyncio.Semaphore(self._places_each)
+        await places.acquire()
+        is_held = True
+
+        def give_back() -> None:
+            nonlocal is_held
+            if is_held:
+                is_held = False
+                places.release()
+
+        timer = asyncio.get_running_loop().call_later(self._hold_s, give_back)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            give_back()
 
     async def _pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds * (0.9 + 0.2 * self._jitter()))
@@ -187,9 +216,11 @@ def _subject(probe: Probe | None) -> tuple[object, ...] | None:
 
 
 def _shown(record: ProbeRecord | None) -> tuple[str, ...]:
-    """What status shows of a record, its times apart."""
+    """What a pass has to hear of in a record: what status shows, its times apart, and more."""
     if record is None:
         return ()
+    if record.reason in KEY_REFUSED and record.failures < FAILURES:
+        return (record.reason,)  # a pass looks whether the key is another one by now
     if record.result == "Failed" and record.failures < FAILURES:
         return ("Succeeded",) if record.succeeded_at else ()
     if record.result == "Succeeded":

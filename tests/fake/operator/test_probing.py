@@ -93,6 +93,11 @@ def says(
     return answer
 
 
+async def hangs(_: web.Request) -> web.StreamResponse:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
 def probe_of(url: str, **changes: Any) -> Probe:
     plain = Probe(
         url=url,
@@ -282,11 +287,7 @@ async def test_what_an_answer_means(
 
 
 async def test_no_answer_in_time_fails() -> None:
-    async def answer(_: web.Request) -> web.StreamResponse:
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    async with replica(answer) as server, probing() as heard:
+    async with replica(hangs) as server, probing() as heard:
         heard.prober.tell(KEY, probe_of(server.url, timeout_s=0.05), {})
         record = await heard.answered(2)
     assert (record.reason, record.message) == ("TimedOut", "No answer came within 0.05 s.")
@@ -475,3 +476,54 @@ async def test_leaving_stops_what_is_under_way() -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
         assert not [task for task in others if "_keep_asking" in repr(task)]
         assert (len(server.asked), heard.changes) == (asked, changes)
+
+
+async def test_300_that_hang_in_one_namespace_delay_no_call_in_another() -> None:
+    """Whatever they hang for: a place is their namespace's own."""
+    async with replica(hangs) as mute, replica(says()) as server, probing(hold_s=WAIT_S) as heard:
+        for number in range(300):
+            probe = probe_of(mute.url, timeout_s=3600.0)
+            heard.prober.tell(Key("theirs", f"m{number}"), probe, {f"uid-{number}": mute.url})
+        await until(lambda: len(mute.asked) >= 60)
+        before = len(mute.asked)
+        heard.prober.tell(KEY, probe_of(server.url), {"uid": f"{server.url}/state"})
+        await heard.answered()
+        assert len(server.asked) == 1
+        assert before <= len(mute.asked) <= 64
+
+
+async def test_calls_that_hang_delay_those_of_their_own_namespace_for_a_while_only() -> None:
+    hold_s = 0.2
+    async with (
+        replica(hangs) as mute,
+        replica(says()) as server,
+        probing(places=4, hold_s=hold_s) as heard,
+    ):
+        for number in range(20):
+            probe = probe_of(mute.url, timeout_s=3600.0)
+            heard.prober.tell(Key("default", f"m{number}"), probe, {})
+        await until(lambda: len(mute.asked) == 4)
+        started = asyncio.get_running_loop().time()
+        heard.prober.tell(KEY, probe_of(server.url), {})
+        await heard.answered()
+        waited_s = asyncio.get_running_loop().time() - started
+        assert len(mute.asked) == 20  # first come, first served; none was given up
+    assert waited_s >= 4 * hold_s  # the four places were taken five times before its turn
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_refused_key_is_told_at_its_first_refusal_already(status: int) -> None:
+    """A pass reads the key anew; with the new one the calls go on as if nothing had been."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        is_new = request.headers.get("authorization") == "Bearer new"
+        return await says(status=200 if is_new else status)(request)
+
+    async with replica(answer) as server, probing(retry_s=WAIT_S) as heard:
+        heard.prober.tell(KEY, probe_of(server.url, key="old"), {})
+        record = await heard.answered()
+        assert (record.reason, record.failures) == (f"Http{status}", 1)
+        assert heard.changes == [KEY]
+        heard.prober.tell(KEY, probe_of(server.url, key="new"), {})
+        await until(lambda: heard.record.result == "Succeeded")
+    assert heard.changes == [KEY, KEY]
