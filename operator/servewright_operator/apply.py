@@ -29,6 +29,7 @@ class Outcome:
     """What a pass over the children did. Nothing: all of it is empty."""
 
     written: list[Object] = field(default_factory=list)  # as the API server answered
+    found: list[Object] = field(default_factory=list)  # Secrets, in the place of those to create
     deleted: list[Object] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     refused: list[ApiError] = field(default_factory=list)  # the other children were applied
@@ -99,7 +100,10 @@ class Applier:
         if before is not None and theirs:
             before = await self._client.patch(before, foreign.adoption(before))
         manifest = holding.with_hash(child)
-        after = await self._write(owner, manifest, is_known=before is not None)
+        after, is_found = await self._write(owner, manifest, is_known=before is not None)
+        if is_found:
+            outcome.found.append(after)
+            return
         if before is not None and _version(before) == _version(after):
             return  # nothing was different after all
         outcome.written.append(after)
@@ -114,16 +118,19 @@ class Applier:
             message = f"{child['kind']} {child['metadata']['name']} {what}."
             outcome.notes.append(Note("Normal", Reason.REPAIRED, message))
 
-    async def _write(self, owner: Object, manifest: Object, *, is_known: bool) -> Object:
-        """Apply a child. A namesake that is not ours stays as it is; a child that we lost sight
-        of is taken up again, but for a Secret: its value has to be read first."""
+    async def _write(
+        self, owner: Object, manifest: Object, *, is_known: bool
+    ) -> tuple[Object, bool]:
+        """Apply a child: as it is then, and whether it was found rather than written. A namesake
+        that is not ours stays as it is; a child that we lost sight of is taken up again, but for
+        a Secret: its value counts, and the next pass goes by that."""
         if is_known:
-            return await self._client.apply(manifest, force=True)
+            return await self._client.apply(manifest, force=True), False
         is_secret = manifest["kind"] == kinds.SECRET.name
         try:
             if is_secret:
-                return await self._client.create(manifest)
-            return await self._client.apply(manifest, force=False)
+                return await self._client.create(manifest), False
+            return await self._client.apply(manifest, force=False), False
         except ApiError as error:
             if error.status != 409:
                 raise
@@ -137,9 +144,11 @@ class Applier:
                 f"{kind.name} {metadata['name']} exists and does not belong to this ModelService: "
                 "delete it, or give the ModelService another name.",
             )
-        if is_secret:
+        if not is_secret:
+            return await self._client.apply(manifest, force=True), False
+        if found is None:  # it went in between
             raise conflict
-        return await self._client.apply(manifest, force=True)
+        return found, True
 
     def _wait_s(self, owner: Object, name: Name) -> float:
         """How long a repair has to wait, for there were others."""

@@ -23,11 +23,15 @@ from servewright_operator.objects import (
     Probe,
     Rollout,
 )
-from servewright_operator.reading import at, mapping, objects, text
+from servewright_operator.reading import at, condition, mapping, objects, text
+from servewright_operator.reasons import Condition, Reason
 from servewright_operator.revisions import choose
 from servewright_operator.settings import PodDefaults
 from servewright_operator.status import compute
 from servewright_operator.verdicts import words
+
+_SOONEST_S = 1.0
+_UNANSWERED = {Reason.PROBE_PENDING, Reason.PROBE_STALE}
 
 
 def plan(observed: Observed, pod_defaults: PodDefaults, now: datetime) -> Plan:
@@ -53,8 +57,8 @@ def plan(observed: Observed, pod_defaults: PodDefaults, now: datetime) -> Plan:
     facts = replace(facts, service=service, served=served, rollout=rollout)
     story = compute(facts)
     waits = [story.requeue_after_s]
-    if observed.secrets:  # seen by name only, so they are looked after once an interval
-        waits.append(float(service.spec.probe.interval_seconds))
+    if observed.secrets_due is not None:
+        waits.append(max(_SOONEST_S, (observed.secrets_due - now).total_seconds()))
     return Plan(
         children=desired.build(service, rollout, observed),
         status=story.status,
@@ -62,6 +66,7 @@ def plan(observed: Observed, pod_defaults: PodDefaults, now: datetime) -> Plan:
         probe=_probe(facts, service, served),
         ask_state=_ask_state(facts),
         requeue_after_s=min((wait for wait in waits if wait is not None), default=None),
+        lacks_key=_lacks_key(facts, served, story.status),
     )
 
 
@@ -84,15 +89,14 @@ def _probe(facts: Facts, service: ModelService, served: ModelService) -> Probe |
     address = next((text(one, "spec", "clusterIP") for one in observed.of_kind("Service")), "")
     if not facts.can_be_asked or address in ("", "None"):
         return None
-    is_open = served.spec.access.mode == "Open"
-    key = None if is_open else observed.secrets.get(names.probe_secret(observed.key.name))
-    if key is None and not is_open:
+    key = _key(observed)
+    if _wants_key(served) and key is None:
         return None
     probe = served.spec.probe
     host = f"[{address}]" if ":" in address else address
     return Probe(
         url=f"http://{host}:{names.HTTP_PORT}",
-        key=key,
+        key=key if _wants_key(served) else None,
         model=served.served_name,
         prompt=probe.prompt,
         expect=probe.expect,
@@ -100,6 +104,23 @@ def _probe(facts: Facts, service: ModelService, served: ModelService) -> Probe |
         interval_s=float(service.spec.probe.interval_seconds),
         revision=facts.target,
     )
+
+
+def _lacks_key(facts: Facts, served: ModelService, status: Object) -> bool:
+    """Whether the key has to be read now: an answer that the operator before this one got counts
+    still, so that of a thousand services not every key is read at once.
+    """
+    if not (facts.can_be_asked and _wants_key(served)) or _key(facts.observed) is not None:
+        return False
+    return condition({"status": status}, Condition.READY).get("reason") in _UNANSWERED
+
+
+def _wants_key(served: ModelService) -> bool:
+    return served.spec.access.mode != "Open"
+
+
+def _key(observed: Observed) -> str | None:
+    return observed.secrets.get(names.probe_secret(observed.key.name))
 
 
 def _served(stored: Object, service: ModelService) -> ModelService:

@@ -118,7 +118,9 @@ class Observed:
     states: Mapping[str, Object] = field(default_factory=dict)  # ready pods' /state, by pod uid
     probe: ProbeRecord | None = None
     # The value of each generated Secret's key, existing or freshly made, by the Secret's name.
+    # One that is not among them was not read yet, and is taken to be there.
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    secrets_due: datetime | None = None  # when one of them is to be read again
     has_pod_monitors: bool = False  # the cluster has the kind PodMonitor
     refused: str = ""  # why the API server took no child of the last pass, in its words
 
@@ -147,3 +149,4 @@ class Plan:
     probe: Probe | None  # to keep asking; None: nobody to ask
     ask_state: Mapping[str, str]  # URL of /state by uid, of pods to ask until they are ready
     requeue_after_s: float | None  # when time alone would change the decision; 0: at once
+    lacks_key: bool = False  # Ready waits for an answer, and the key to ask with was not read

@@ -9,18 +9,26 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import random
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 
 from servewright_operator import failures, kinds, names
 from servewright_operator.client import ApiError, Client
 from servewright_operator.deployed import Deployed
-from servewright_operator.desired.secrets import wanted
+from servewright_operator.made import (
+    Made,
+    asked_for,
+    first_turn,
+    hints,
+    kept,
+    mounted,
+    next_turn,
+)
 from servewright_operator.names import Key
 from servewright_operator.objects import Object, Observed, PodWords, ProbeRecord, Question
-from servewright_operator.reading import mapping, whole
 from servewright_operator.store import Store, is_owned
 
 log = logging.getLogger(__name__)
@@ -29,19 +37,16 @@ LOG_LINES, LOG_BYTES = 20, 4096
 # The API server asks the kubelet, which may be away: status does without rather than wait.
 LOG_TIMEOUT_S = 5.0
 _EVENTS = 10  # of a pod: the newest tell why
-# The longest that a made Secret is taken to be as it was last seen.
-SECRETS_MAX_S = 300
 _REMEMBERED = 2_000  # pods whose words are kept
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(slots=True)
-class _Made:
-    """A generated Secret."""
+class _Known:
+    """The made Secrets of one ModelService, by name, and the hints that were followed."""
 
-    live: Object | None
-    value: str
-    seen_at: datetime
-    was_deleted: bool = False  # by somebody, and it is not back yet
+    made: dict[str, Made] = field(default_factory=dict)
+    heeded: frozenset[str] = frozenset()
 
 
 class Observer:
@@ -53,12 +58,13 @@ class Observer:
         store: Store,
         probed: Callable[[Key], ProbeRecord | None],
         states: Callable[[Key], Mapping[str, Object]],
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         self._client, self._store = client, store
-        self._probed, self._states = probed, states
+        self._probed, self._states, self._jitter = probed, states, jitter
         self.has_pod_monitors = False
         self._words: dict[str, tuple[str, PodWords]] = {}  # question's `once` and answer, by uid
-        self._made: dict[Key, dict[str, _Made]] = {}  # by the Secret's name
+        self._known: dict[Key, _Known] = {}
 
     async def observe(self, key: Key, service: Object, now: datetime) -> Observed:
         """What there is. Raises ApiError when a made Secret cannot be read."""
@@ -72,66 +78,87 @@ class Observer:
             probe=self._probed(key),
             has_pod_monitors=self.has_pod_monitors,
         )
-        made = await self._secrets(seen, now)
-        words = await self._ask(seen, now)
-        return replace(
-            seen, words=words, secrets={name: secret.value for name, secret in made.items()}
-        )
+        seen = replace(seen, words=await self._ask(seen, now))
+        return await self._with_secrets(seen, now)
+
+    async def with_key(self, seen: Observed, now: datetime) -> Observed:
+        """The same with the operator's own key, which could wait until now."""
+        known = self._known.setdefault(seen.key, _Known())
+        await self._read(seen, known, names.probe_secret(seen.key.name), now)
+        return _told(seen, known)
 
     def live_secrets(self, key: Key, service: Object) -> list[Object]:
         """The made Secrets that exist, as last seen."""
-        made = self._made.get(key, {}).values()
+        made = self._made(key).values()
         return [one.live for one in made if one.live is not None and is_owned(one.live, service)]
 
     def lost_secrets(self, key: Key) -> frozenset[tuple[str, str]]:
         """Kind and name of the made Secrets that somebody deleted and that are not back yet."""
-        made = self._made.get(key, {})
+        made = self._made(key)
         return frozenset((kinds.SECRET.name, name) for name in made if made[name].was_deleted)
 
     def learn(self, key: Key, secret: Object, now: datetime) -> None:
-        """A made Secret was written."""
-        made = self._made.setdefault(key, {})
+        """A made Secret was written, or found in its place."""
         name = secret["metadata"]["name"]
-        made[name] = _Made(secret, _value(secret, name), now)
+        made = self._known.setdefault(key, _Known()).made
+        value = _value(secret, name) or (made[name].value if name in made else "")
+        made[name] = Made(next_turn(now, self._jitter()), kept(secret), value)
 
-    def forget_secrets(self, key: Key) -> None:
-        """Read a ModelService's made Secrets anew."""
-        self._made.pop(key, None)
+    def doubt_secrets(self, key: Key) -> None:
+        """Read a ModelService's made Secrets in the next pass."""
+        made = self._made(key)
+        made.update({name: replace(one, due=_LONG_AGO) for name, one in made.items()})
 
-    async def _secrets(self, seen: Observed, now: datetime) -> dict[str, _Made]:
-        """Every made Secret that may be wanted, with a fresh value where there is none yet.
+    def forget_secret(self, key: Key, name: str) -> None:
+        """A made Secret was deleted, as it should be."""
+        self._made(key).pop(name, None)
 
-        Nothing tells of a change, so each is read again once in a probe's interval; what somebody
-        deleted keeps its value.
+    def forget(self, key: Key) -> None:
+        """A ModelService is gone."""
+        self._known.pop(key, None)
+
+    def _made(self, key: Key) -> dict[str, Made]:
+        return self._known[key].made if key in self._known else {}
+
+    async def _with_secrets(self, seen: Observed, now: datetime) -> Observed:
+        """With every made Secret that may be wanted, as far as its value is known.
+
+        Without news from an earlier pass those of stored revisions are taken to be there.
         """
-        templates = (
-            mapping(revision, "data", "template") for revision in seen.of_kind("ControllerRevision")
+        stored = mounted(seen)
+        needed = stored | asked_for(seen.service)
+        if not needed and seen.key not in self._known:
+            return seen
+        known = self._known.setdefault(seen.key, _Known())
+        for name in sorted(needed - known.made.keys()):
+            if name in stored:
+                known.made[name] = Made(first_turn(seen.service, name, now, self._jitter()))
+            else:
+                known.made[name] = Made(next_turn(now, self._jitter()), value=_fresh_value())
+        told = hints(seen)
+        has_news = bool(told - known.heeded)
+        for name, made in sorted(known.made.items()):
+            # One that is wanted no more is deleted; for that it must have been seen.
+            is_stray = name not in needed and not made.value
+            if has_news or is_stray or made.due <= now:
+                await self._read(seen, known, name, now)
+                if name not in needed and known.made[name].live is None:
+                    del known.made[name]
+        known.heeded = told
+        return _told(seen, known)
+
+    async def _read(self, seen: Observed, known: _Known, name: str, now: datetime) -> None:
+        """See one made Secret as it is. What somebody deleted keeps its value."""
+        live = await self._client.get(kinds.SECRET, seen.key.namespace, name)
+        before = known.made.get(name, Made(now))
+        was_there = before.live is not None and is_owned(before.live, seen.service)
+        value = before.value if was_there or before.live is None else ""
+        known.made[name] = Made(
+            due=next_turn(now, self._jitter()),
+            live=None if live is None else kept(live),
+            value=_value(live, name) or value or _fresh_value(),
+            was_deleted=live is None and (was_there or before.was_deleted),
         )
-        needed = set(wanted(templates))
-        access = seen.service["spec"].get("access", {})
-        if access.get("mode") != "Open":
-            needed.add(names.probe_secret(seen.key.name))
-            if "secretRef" not in access:
-                needed.add(names.api_keys_secret(seen.key.name))
-        if not needed:
-            return {}
-        made = self._made.setdefault(seen.key, {})
-        interval_s = whole(seen.service, "spec", "probe", "intervalSeconds") or SECRETS_MAX_S
-        # A timer of an interval may be early by this clock.
-        lasts = 0.9 * timedelta(seconds=min(interval_s, SECRETS_MAX_S))
-        for name in sorted(needed):
-            before = made.get(name)
-            if before is not None and now - before.seen_at < lasts:
-                continue
-            live = await self._client.get(kinds.SECRET, seen.key.namespace, name)
-            was_ours = before is not None and (
-                before.was_deleted
-                or (before.live is not None and is_owned(before.live, seen.service))
-            )
-            known = before.value if before is not None and was_ours else ""
-            value = _value(live, name) or known or secrets.token_urlsafe(32)
-            made[name] = _Made(live, value, now, was_deleted=was_ours and live is None)
-        return made
 
     async def _ask(self, seen: Observed, now: datetime) -> dict[str, PodWords]:
         """The words of pods that fail or hang."""
@@ -174,6 +201,19 @@ class Observer:
         found, _ = await self._client.list_all(kinds.EVENT, namespace, fields=fields)
         found.sort(key=_time)
         return tuple(f"{one.get('reason')}: {one.get('message')}" for one in found[-_EVENTS:])
+
+
+def _told(seen: Observed, known: _Known) -> Observed:
+    made = known.made
+    return replace(
+        seen,
+        secrets={name: one.value for name, one in made.items() if one.value},
+        secrets_due=min((one.due for one in made.values()), default=None),
+    )
+
+
+def _fresh_value() -> str:
+    return secrets.token_urlsafe(32)
 
 
 def _value(secret: Object | None, name: str) -> str:

@@ -60,3 +60,4 @@ class Reason(enum.StrEnum):
     RESTARTED = "Restarted"
     POD_FAILING = "PodFailing"
     REFUSED = "Refused"  # a child, by the API server
+    OLD_CRD = "OldCrd"  # it does not know all of the status

@@ -61,6 +61,7 @@ class Reconciler:
         self._observer, self._applier, self._events = observer, applier, events
         self._prober, self._pods, self._now = prober, pods, now
         self._refused: dict[Key, str] = {}  # what the API server said in the last pass
+        self._has_complained = False  # of a CRD that is too old, since a status was written
 
     async def work(self) -> None:
         """Pass after pass, for ever. Whatever goes wrong in one is that one's matter."""
@@ -79,7 +80,11 @@ class Reconciler:
                 result = await self.reconcile(key, context)
         except ApiError as error:
             result = "gone" if error.is_gone else "error"
-            level = logging.DEBUG if error.is_gone or error.status == 409 else logging.WARNING
+            is_expected = error.is_gone or error.status == 409
+            if error.reason == Reason.OLD_CRD:
+                result, is_expected = "old-crd", True
+                self._complain(error)
+            level = logging.DEBUG if is_expected else logging.WARNING
             self._fail(key, error.retry_after_s)
             log.log(level, "could not reconcile", extra={**context, "error": str(error)})
         except Exception:
@@ -92,9 +97,13 @@ class Reconciler:
         metrics.RECONCILES.labels(result).inc()
         metrics.RECONCILE_SECONDS.observe(time.monotonic() - started)
 
+    def _complain(self, error: ApiError) -> None:
+        """Of a CRD that is too old; once, for it concerns every ModelService."""
+        if not self._has_complained:
+            self._has_complained = True
+            log.error(error.message)
+
     def _fail(self, key: Key, retry_after_s: float | None) -> None:
-        # It may have failed because they are not what we think.
-        self._observer.forget_secrets(key)
         self._queue.retry(key, at_least_s=retry_after_s or 0.0)
 
     async def reconcile(self, key: Key, context: Mapping[str, str]) -> str:
@@ -107,13 +116,16 @@ class Reconciler:
             # The garbage collector takes the children, by their owner references.
             self._queue.forget(key)
             self._prober.tell(key, None, {})
-            self._observer.forget_secrets(key)
+            self._observer.forget(key)
             self._refused.pop(key, None)
             return "gone"
         now = self._now()
         observed = await self._observer.observe(key, service, now)
         observed = replace(observed, refused=self._refused.get(key, ""))
         plan = decide.plan(observed, self._pods, now)
+        if plan.lacks_key:
+            observed = await self._observer.with_key(observed, now)
+            plan = decide.plan(observed, self._pods, now)
         outcome = await self._bring_about(key, service, observed.children, plan)
         is_told = await self._tell(key, service, plan, outcome)
         self._prober.tell(key, plan.probe, plan.ask_state)
@@ -143,8 +155,16 @@ class Reconciler:
         lost = self._store.lost(key) | self._observer.lost_secrets(key)
         try:
             await self._applier.bring_about(service, live, plan.children, lost, outcome)
+        except ApiError:
+            # It may have failed because they are not what we think.
+            self._observer.doubt_secrets(key)
+            raise
         finally:
             # Also what was done before an error is known from now on.
+            if outcome.refused:
+                self._observer.doubt_secrets(key)
+            for child in outcome.found:
+                self._observer.learn(key, child, self._now())
             for child in outcome.written:
                 if child["kind"] == kinds.SECRET.name:
                     self._observer.learn(key, child, self._now())
@@ -152,7 +172,7 @@ class Reconciler:
                     self._store.put(child)
             for child in outcome.deleted:
                 if child["kind"] == kinds.SECRET.name:
-                    self._observer.forget_secrets(key)
+                    self._observer.forget_secret(key, child["metadata"]["name"])
                 else:
                     self._store.forget(child)
         return outcome
@@ -170,17 +190,30 @@ class Reconciler:
         is_early = bool(outcome.written) and not outcome.refused
         is_new = bool(plan.status != service.get("status", {})) and not is_early
         if is_new:
-            self._store.put(await self._client.apply_status(service, plan.status))
+            self._store.put(await self._write_status(service, plan.status))
             if is_wish(service, self._store.service(key) or {}):
                 # The answer held a change that no watch has told of yet, or ever will as news.
                 self._queue.add(key)
         await self._events.post(service, notes if is_early else [*notes, *plan.notes])
         return is_new
 
+    async def _write_status(self, service: Object, status: Object) -> Object:
+        try:
+            written = await self._client.apply_status(service, status)
+        except ApiError as error:
+            if error.reason == Reason.OLD_CRD:
+                note = Note("Warning", Reason.OLD_CRD, error.message)
+                await self._events.post(service, [note])
+            raise
+        self._has_complained = False
+        return written
+
     def _plan_ahead(self, key: Key, plan: Plan, outcome: Outcome) -> None:
         times = [plan.requeue_after_s, outcome.again_in_s]
         if outcome.written or outcome.deleted:
             times.append(_LOOK_AGAIN_S)
+        if outcome.found:
+            times.append(0.0)
         after_s = min((each for each in times if each is not None), default=None)
         if after_s == 0:
             self._queue.add(key)

@@ -45,6 +45,7 @@ class Pretend:
         self.children: dict[tuple[str, str], Object] = {}
         self.pods: dict[str, Object] = {}
         self.born: dict[str, datetime] = {}
+        self.secrets = {"mine-probe": "probe-key", "mine-api-keys": "user-key"}  # as far as read
         self.told: list[Note] = []
         self.status_writes = 0
         self.child_writes: list[str] = []
@@ -85,7 +86,7 @@ class Pretend:
             pods=list(self.pods.values()),
             probe=self.record,
             states=dict(self.states),
-            secrets={"mine-probe": "probe-key", "mine-api-keys": "user-key"},
+            secrets=dict(self.secrets),
         )
 
     def reconcile(self) -> Plan:

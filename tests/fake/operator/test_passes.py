@@ -29,34 +29,6 @@ def test_a_new_modelservice_costs_one_request_a_child_and_one_for_its_status(
     ]
 
 
-def test_made_secrets_are_read_once_and_created_if_absent(fake: FakeKubernetes) -> None:
-    fake.put(make_service("m", access={"mode": "ApiKey"}))
-    with running_operator(fake.url) as operator:
-        settle(operator, "m")
-        asked = [(each.verb, each.kind, each.name) for each in fake.requests]
-        secrets = [each for each in asked if each[1] == "Secret"]
-        fake.requests.clear()
-        operator.pass_over("m")
-    assert sorted(secrets) == [
-        ("create", "Secret", ""),
-        ("create", "Secret", ""),
-        ("get", "Secret", "m-api-keys"),
-        ("get", "Secret", "m-probe"),
-    ]
-    assert fake.count() - fake.count("update") == {}
-
-
-def test_the_keys_of_secrets_that_exist_are_kept(fake: FakeKubernetes) -> None:
-    fake.put(make_service("m", access={"mode": "ApiKey"}))
-    with running_operator(fake.url) as operator:
-        settle(operator, "m")
-    before = {each["metadata"]["name"]: each["data"] for each in fake.all("Secret")}
-    with running_operator(fake.url) as operator:
-        settle(operator, "m")
-    assert {each["metadata"]["name"]: each["data"] for each in fake.all("Secret")} == before
-    assert len(before) == 2
-
-
 def test_a_second_pass_asks_nothing(fake: FakeKubernetes) -> None:
     fake.put(make_service("m"))
     with running_operator(fake.url) as operator:

@@ -6,6 +6,8 @@ import copy
 from dataclasses import replace
 from datetime import timedelta
 
+import pytest
+
 from servewright_operator.objects import ProbeRecord
 from support.pretend import Pretend
 from support.situations import OTHER_MODEL, settled, with_three_replicas
@@ -115,8 +117,49 @@ def test_the_probe_carries_the_operators_key_where_keys_are_wanted() -> None:
     assert (world.probe.key, world.probe.expect) == ("probe-key", "Paris")
     assert world.probe.url == "http://127.96.0.7:8000"
     assert "probe-key" not in repr(world.probe)
-    assert world.requeue_after_s is not None
-    assert world.requeue_after_s <= 60  # to look after the Secrets
+
+
+def test_what_was_answered_to_the_operator_before_counts_until_the_keys_turn_comes() -> None:
+    world = settled({"spec.access.mode": "ApiKey"})
+    writes = world.status_writes
+    world.restart_operator()
+    world.secrets = {}
+    made = world.reconcile()
+    assert (made.probe, made.lacks_key) == (None, False)
+    assert (world.truth("Ready"), world.status_writes) == ("True", writes)
+
+
+@pytest.mark.parametrize(
+    ("status_is_lost", "away"),
+    [
+        pytest.param(True, timedelta(0), id="nothing was told"),
+        pytest.param(False, timedelta(hours=1), id="it was told too long ago"),
+    ],
+)
+def test_a_key_that_ready_waits_for_is_read_at_once(status_is_lost: bool, away: timedelta) -> None:
+    world = settled({"spec.access.mode": "ApiKey"})
+    world.restart_operator()
+    secrets, world.secrets = world.secrets, {}
+    world.now += away
+    if status_is_lost:
+        world.service["status"].pop("lastProbe")
+        world.service["status"]["conditions"].pop()
+    made = world.reconcile()
+    assert (made.probe, made.lacks_key) == (None, True)
+    world.secrets = secrets
+    made = world.reconcile()
+    assert made.probe is not None
+    assert not made.lacks_key
+
+
+def test_open_access_lacks_no_key() -> None:
+    world = settled()
+    world.restart_operator()
+    world.secrets = {}
+    world.now += timedelta(hours=1)
+    made = world.reconcile()
+    assert made.probe is not None
+    assert not made.lacks_key
 
 
 def test_after_a_rollback_the_good_revision_is_asked_in_its_own_way() -> None:
