@@ -28,6 +28,7 @@ from servewright_api.version import __version__
 from servewright_operator import kinds, metrics, names
 from servewright_operator.kinds import Kind
 from servewright_operator.objects import Object
+from servewright_operator.reasons import Reason
 
 # Of a whole request, connecting included. The API server gives up after 60 s itself.
 TIMEOUT_S = 30.0
@@ -41,6 +42,10 @@ _MERGE = "application/merge-patch+json"
 _JSON = "application/json"
 # What the API server says (as its own mistake, a 500) of a field that no CRD knows.
 _UNKNOWN_FIELD = "field not declared in schema"
+_OLD_CRD = (
+    "The CRD of ModelServices is older than the operator, which therefore writes no status: "
+    "upgrade the chart servewright-crds."
+)
 
 
 class ApiError(Exception):
@@ -180,7 +185,10 @@ class Client:
         return await self._json("patch", kind, path, query=query, body=changes, content_type=_MERGE)
 
     async def apply_status(self, service: Object, status: Object) -> Object:
-        """Server-side apply of a ModelService's status, unless it was made anew meanwhile."""
+        """Server-side apply of a ModelService's status, unless it was made anew meanwhile.
+
+        An ApiError with reason OldCrd: the API server knows less of a status than we have to tell.
+        """
         kind, metadata = kinds.MODEL_SERVICE, service["metadata"]
         body = {
             "apiVersion": kind.api_version,
@@ -194,8 +202,7 @@ class Client:
         except ApiError as error:
             if _UNKNOWN_FIELD not in error.message:
                 raise
-            why = "the CRD of ModelServices is older than this operator: upgrade servewright-crds"
-            raise ApiError(error.status, "OldCrd", f"{why} ({error.message})") from error
+            raise ApiError(error.status, Reason.OLD_CRD, _OLD_CRD) from error
 
     async def delete(self, live: Object) -> Object | None:
         """Delete this very object, not a namesake made later. What is left of it: None, or it

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+from kopf import OperatorSettings
 from kubernetes.aio.client import Configuration
 
 from servewright_operator import handlers, kinds, metrics
@@ -50,6 +51,7 @@ class Operator:
         self.store = Store()
         self.queue = on_loop()
         self.is_ready = False  # as /readyz says
+        self._other_kinds = asyncio.Event()
 
     async def run(self) -> None:
         """Serve health, and lead whenever it is our turn. Raises lease.Lost, resync.NotInstalled,
@@ -75,17 +77,24 @@ class Operator:
                 renew_s=settings.lease_renew_s,
                 clock=asyncio.get_running_loop().time,
             )
-            self.is_ready = True  # stands by
-            await self._until_stopped(lease.acquire())
-            if self.stop.is_set():
-                return
-            try:
-                await self._until_stopped(self._lead(lease), lease.hold())
-            finally:
-                await lease.release()
+            while True:
+                self.is_ready = True  # stands by
+                await self._until_stopped(lease.acquire())
+                if self.stop.is_set():
+                    return
+                try:
+                    await self._until_stopped(self._lead(lease), lease.hold())
+                finally:
+                    await lease.release()
+                if not self._other_kinds.is_set():
+                    return
+                # Whichever replica leads next watches what there is by then.
+                self._other_kinds.clear()
+                self.store, self.queue = Store(), on_loop()
 
     async def _lead(self, lease: Lease) -> None:
-        """Work until something ends: kopf, a worker by our mistake, the LISTs by a missing CRD."""
+        """Work until something ends: kopf, a worker by our mistake, the LISTs by a missing CRD;
+        or until PodMonitors came or went."""
         settings, clock = self._settings, asyncio.get_running_loop().time
         store, queue = self.store, self.queue
         self.is_ready = False
@@ -107,6 +116,10 @@ class Operator:
             )
 
             def on_list(has_pod_monitors: bool) -> None:
+                if self.is_ready and has_pod_monitors != observer.has_pod_monitors:
+                    there = "there" if has_pod_monitors else "gone"
+                    log.info("gives up the lease to watch other kinds: PodMonitors are %s", there)
+                    self._other_kinds.set()
                 observer.has_pod_monitors = has_pod_monitors
 
             resync = Resync(
@@ -121,14 +134,28 @@ class Operator:
             await resync.first()
             self.is_ready = True
             watched = [*kinds.WATCHED, *([kinds.POD_MONITOR] * observer.has_pod_monitors)]
+            kopf_settings = handlers.settings(watched)
             await _race(
                 *(reconciler.work() for _ in range(settings.workers)),
                 resync.forever(),
                 resync.after_relists(),
-                self._watch(client, watched, resync),
+                self._watch(client, watched, kopf_settings, resync),
+                self._until_other_kinds(kopf_settings),
             )
 
-    async def _watch(self, client: Client, watched: Sequence[Kind], resync: Resync) -> None:
+    async def _until_other_kinds(self, kopf_settings: OperatorSettings) -> None:
+        """kopf watches what it was told at its start; so it has to end, and this process not."""
+        await self._other_kinds.wait()
+        # kopf kills a process that outlives it by so long.
+        kopf_settings.process.ultimate_exiting_timeout = None
+
+    async def _watch(
+        self,
+        client: Client,
+        watched: Sequence[Kind],
+        kopf_settings: OperatorSettings,
+        resync: Resync,
+    ) -> None:
         # kopf LISTs too, which costs as much as a pass over all that is known: that comes first.
         clock = asyncio.get_running_loop().time
         latest = clock() + _WATCH_LATEST_S
@@ -148,7 +175,7 @@ class Operator:
                     handlers.registry(
                         client.login, watched, self.store, self.queue, resync.relisted
                     ),
-                    handlers.settings(watched),
+                    kopf_settings,
                     namespaces=self._settings.namespaces,
                     identity=self._settings.identity,
                     ready=started,

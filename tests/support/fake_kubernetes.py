@@ -46,6 +46,7 @@ class Fault:
     times: int = 1
     headers: dict[str, str] = field(default_factory=dict)
     delay_s: float = 0.0
+    message: str = "a fault of the test"
 
 
 class _Refused(Exception):
@@ -160,7 +161,7 @@ class FakeKubernetes:
                 await asyncio.sleep(fault.delay_s)
                 if fault.code:
                     self._record(verb, kind, namespace, name, fault.code)
-                    answer = _status(fault.code, "Injected", "a fault of the test")
+                    answer = _status(fault.code, "Injected", fault.message)
                     answer.headers.update(fault.headers)
                     return answer
         if verb == "watch":

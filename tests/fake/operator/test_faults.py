@@ -5,8 +5,9 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from servewright_operator import resync
+from servewright_operator import kinds, resync
 from servewright_operator.resync import NotInstalled
+from support import fake_kinds
 from support.fake_kubernetes import FakeKubernetes, Fault
 from support.operators import (
     RunningOperator,
@@ -118,6 +119,45 @@ def test_without_the_crds_the_operator_ends_with_the_cure(fake: FakeKubernetes) 
     assert "install the chart servewright-crds" in str(operator.error)
 
 
+def test_podmonitors_that_come_are_made_and_watched_and_may_go_again(
+    fake: FakeKubernetes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.put(make_service("m"))
+    with running_operator(fake.url, resync_s=1.0) as operator:
+        settle(operator, "m")
+        with monkeypatch.context() as installed:
+            installed.setitem(fake_kinds.KIND, kinds.POD_MONITOR.plural, kinds.POD_MONITOR.name)
+            kind = (*kinds.POD_MONITOR[::2], kinds.POD_MONITOR.name, True)
+            installed.setattr(fake_kinds, "_KINDS", [*fake_kinds._KINDS, kind])
+            eventually(lambda: fake.get("PodMonitor", "m"))
+            eventually(lambda: fake.count()["watch", "PodMonitor"])
+            assert _transitions(fake) == 1  # given up, and taken again
+        eventually(lambda: _transitions(fake) == 2)
+        settle(operator, "m")
+        fake.put(make_service("later"))
+        eventually(lambda: fake.get("Deployment", "later"))
+        assert operator.error is None
+
+
+def test_a_crd_that_is_too_old_is_told_of_once_and_on_each_modelservice(
+    fake: FakeKubernetes, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ".status.revision: field not declared in schema"
+    fake.faults.append(Fault("apply-status", "ModelService", 500, times=4, message=words))
+    for name in ("m", "other"):
+        fake.put(make_service(name))
+    with running_operator(fake.url):
+        eventually(lambda: _has_status(fake, "m") and _has_status(fake, "other"))
+    cure = (
+        "The CRD of ModelServices is older than the operator, which therefore writes no status: "
+        "upgrade the chart servewright-crds."
+    )
+    assert [each.message for each in caplog.records if each.levelname == "ERROR"] == [cure]
+    told = [each for each in fake.all("Event") if each["reason"] == "OldCrd"]
+    assert {each["involvedObject"]["name"] for each in told} == {"m", "other"}
+    assert {each["message"] for each in told} == {cure}
+
+
 def test_two_operators_that_race_converge(fake: FakeKubernetes) -> None:
     """As when a Lease fails to keep them apart: each has one of its own here."""
     names = [f"m{number}" for number in range(5)]
@@ -161,6 +201,12 @@ def test_a_spec_that_cannot_be_read_leaves_the_children_alone(fake: FakeKubernet
         operator.pass_over("m")
     kinds = {each.kind for each in fake.writes()}
     assert kinds == {"ModelService", "Event"}
+
+
+def _transitions(fake: FakeKubernetes) -> int:
+    """How often the Lease went from one to another, or to the same again."""
+    lease = fake.get("Lease", "servewright-operator", "servewright") or {}
+    return int(lease["spec"]["leaseTransitions"])
 
 
 def _has_status(fake: FakeKubernetes, name: str) -> bool:
