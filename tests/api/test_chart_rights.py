@@ -112,15 +112,16 @@ def namesakes_stand_in_the_way(story: Story) -> None:
 
 
 def children_are_made(story: Story) -> None:
-    story.serve("chat", replicas=2, probe={"intervalSeconds": 5})
+    story.serve("chat", replicas=2)
     eventually(lambda: all("chat" in " ".join(story.names(plural)) for plural in CHILDREN))
     eventually(lambda: {"chat-probe", "chat-api-keys"} <= story.names("secrets"))
     eventually(lambda: story.found("msvc", "--field-selector=metadata.name=chat")[0].get("status"))
 
 
 def a_made_secret_is_edited(story: Story) -> None:
-    story.run("label", "secret/chat-probe", f"{names.SERVICE_LABEL}=other", "--overwrite")
-    mine = f"--selector={names.SERVICE_LABEL}=chat"
+    """Of a ModelService whose children are refused: each try looks at its Secrets anew."""
+    story.run("label", "secret/taken-probe", f"{names.SERVICE_LABEL}=other", "--overwrite")
+    mine = f"--selector={names.SERVICE_LABEL}=taken"
     eventually(lambda: len(story.found("secrets", mine)) == 2, interval_s=0.5)
 
 

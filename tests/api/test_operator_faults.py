@@ -229,8 +229,10 @@ def test_an_operator_newer_than_its_crd_serves_on_and_says_what_to_upgrade(
         eventually(lambda: is_refused(place), interval_s=0.2)
         place.serve("other")
         eventually(lambda: place.find(kinds.DEPLOYMENT, "other"), interval_s=0.1)
-        cure = "is older than this operator: upgrade servewright-crds"
-        eventually(lambda: cure in str(operator.records("warning")), interval_s=0.2)
+        eventually(lambda: place.events("OldCrd", "other"), interval_s=0.2)
+        (message,) = place.events("OldCrd", "other")
+        assert message.endswith("upgrade the chart servewright-crds.")
+        assert [one["event"] for one in operator.records("error")].count(message) == 1
         assert place.status("other") == {}
     finally:
         apiserver.apply_crds(server)
