@@ -87,9 +87,21 @@ class Lease:
             return
         try:
             async with asyncio.timeout(_RELEASE_S):
-                await self._client.replace({**self._live, "spec": self._spec("", 1)})
+                await self._release()
         except (ApiError, TimeoutError) as error:
             log.warning("could not release the lease", extra={"error": str(error)})
+
+    async def _release(self) -> None:
+        assert self._live is not None
+        try:
+            await self._client.replace({**self._live, "spec": self._spec("", 1)})
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            # A renewal of ours arrived that was cut off before its answer did.
+            self._live = await self._client.get(kinds.LEASE, self._namespace, self._name)
+            if self._live is not None and self._live["spec"]["holderIdentity"] == self._identity:
+                await self._client.replace({**self._live, "spec": self._spec("", 1)})
 
     async def attempt(self) -> bool:
         """Take or renew the Lease once: whether it is ours now."""

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from kubernetes.aio.client import Configuration
 
+from servewright_operator import kinds
 from servewright_operator.client import ApiError, Client
 from servewright_operator.lease import Lease, Lost
 from support.fake_kubernetes import FakeKubernetes, Fault
@@ -20,6 +21,7 @@ from support.operator_process import OperatorProcess, operator_process
 from support.operators import make_service
 from support.waiting import eventually
 
+PLACE = ("servewright", "servewright-operator")
 DURATION_S = 15.0
 
 
@@ -30,8 +32,8 @@ class Replica:
         self.now = 0.0
         self.lease = Lease(
             client,
-            namespace="servewright",
-            name="servewright-operator",
+            namespace=PLACE[0],
+            name=PLACE[1],
             identity=identity,
             duration_s=DURATION_S,
             renew_s=0.0,
@@ -72,6 +74,23 @@ async def test_a_released_lease_is_taken_at_once(fake: FakeKubernetes) -> None:
             await first.lease.release()
             assert not first.lease.is_held()
             assert await second.lease.attempt()
+
+
+@pytest.mark.parametrize(("holder", "is_given_up"), [("a", True), ("b", False)])
+async def test_a_lease_that_changed_since_is_given_up_if_it_is_still_ours(
+    fake: FakeKubernetes, holder: str, is_given_up: bool
+) -> None:
+    with replicas(fake) as (client, first, _):
+        async with client:
+            assert await first.lease.attempt()
+            live = await client.get(kinds.LEASE, *PLACE)
+            assert live is not None
+            live["spec"]["holderIdentity"] = holder
+            await client.replace(live)
+            await first.lease.release()
+            left = await client.get(kinds.LEASE, *PLACE)
+    assert left is not None
+    assert left["spec"]["holderIdentity"] == ("" if is_given_up else holder)
 
 
 async def test_of_two_that_try_at_once_one_gets_it(fake: FakeKubernetes) -> None:
