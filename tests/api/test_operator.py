@@ -20,6 +20,9 @@ LOOKS = ("get", "list", "get-log")
 # A garbage collector that has just started knows our kind after half a minute.
 GARBAGE_S = 120.0
 CHILDREN = "deployments,controllerrevisions,services,networkpolicies,poddisruptionbudgets,secrets"
+# Whole paths: what `..` finds comes in any order.
+UIDS = "--output=jsonpath={.items[*].metadata.uid}"
+VERSIONS = "--output=jsonpath={.items[*].metadata.resourceVersion}"
 
 
 def writes() -> dict[tuple[str, str], int]:
@@ -132,11 +135,11 @@ def test_another_operator_changes_nothing_that_the_first_left(cluster: Cluster) 
     cluster.settle("m")
     cluster.running.stop()
     before = writes()
-    versions = cluster.run("get", CHILDREN, "--output=jsonpath={..resourceVersion}")
+    versions = cluster.run("get", CHILDREN, VERSIONS)
     with operator_at(cluster.server, cluster.namespace, identity="operator-2") as second:
         settle(second.running, "m", namespace=cluster.namespace)
     assert writes() == before
-    assert cluster.run("get", CHILDREN, "--output=jsonpath={..resourceVersion}") == versions
+    assert cluster.run("get", CHILDREN, VERSIONS) == versions
 
 
 EDITS: list[tuple[str, Object, Callable[[Object], bool]]] = [
@@ -230,7 +233,7 @@ def test_what_was_added_while_no_operator_ran_is_dropped(cluster: Cluster) -> No
 def test_a_deleted_child_is_made_again_in_seconds(cluster: Cluster, kind: str) -> None:
     cluster.apply(full_service())
     cluster.settle("m")
-    uids = ("get", kind, "--selector=servewright.io/modelservice=m", "--output=jsonpath={..uid}")
+    uids = ("get", kind, "--selector=servewright.io/modelservice=m", UIDS)
     before = cluster.run(*uids)
     cluster.run("delete", kind, "--selector=servewright.io/modelservice=m", "--wait=false")
     eventually(lambda: cluster.run(*uids) not in ("", before), interval_s=0.2)
