@@ -48,4 +48,34 @@ int project_residual(const PackedMatrix& w, const bfloat16* in, float* x, int to
 int gate_up(const PackedMatrix& gate, const PackedMatrix& up, const NormInput& in, bfloat16* out,
             int tokens, Stream stream, Tiling tiling = {});
 
+// ---- Attention: csrc/cuda/attention.cuh says how. ----
+
+constexpr int PAGE_POSITIONS = 16;
+constexpr int SPLIT_POSITIONS = 256;  // softmax is merged every 256 positions, from 0 on
+constexpr int MAX_DECODE_TOKENS = 64;
+
+// One new token a sequence: RoPE, KV append, attention.
+struct AttentionArgs {
+  const float* qkv;      // [tokens, (heads + 2 kv_heads) * head_dim], q then k then v, unrotated
+  const float* cosines;  // [positions, head_dim / 2], one a pair; 1 where a pair is not rotated
+  const float* sines;    // [positions, head_dim / 2]; 0 there
+  bfloat16* pool;        // of this layer: [page][K, V][kv_heads][16][head_dim]
+  const int32_t* page_table;  // [tokens, table_width]
+  int table_width;
+  const int32_t* lengths;  // [tokens], the new token counted; 0: an empty slot, its out is 0
+  float* partials;         // attention_workspace() bytes, aligned to 16
+  unsigned* tickets;       // [tokens * kv_heads], 0 before the first launch; every launch leaves 0
+  bfloat16* out;           // [tokens, heads * head_dim]
+  int heads;
+  int kv_heads;  // heads / kv_heads is at most 8
+  int head_dim;  // 64 or 128
+  int max_length;         // no length is above it
+  bool interleaved_rope;  // pairs (2i, 2i + 1), as in GGUF's Llama; else (i, i + head_dim / 2)
+  int max_blocks;         // grid's limit: attention_blocks(), or any other above 0
+};
+size_t attention_workspace(int heads, int kv_heads, int head_dim, int max_length, int tokens);
+// Blocks that `processors` SMs with so much shared memory each hold at once. Only time depends on it.
+int attention_blocks(int head_dim, int processors, size_t shared_bytes);
+int attention(const AttentionArgs& args, int tokens, Stream stream);
+
 }  // namespace servewright::cuda

@@ -1,0 +1,72 @@
+#include "fault.h"
+
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include "grid.h"
+#include "memory.h"
+
+#if defined(SW_ASAN) || defined(SW_TSAN)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace servewright::emulator {
+namespace {
+
+alignas(16) char signal_stack[64 << 10];
+
+void say_where() {
+  const std::string where = position();
+  if (!where.empty()) fprintf(stderr, "  in %s\n", where.c_str());
+  fflush(stderr);
+}
+
+void on_bad_address(int signal, siginfo_t* info, void* /*context*/) {
+  if (signal == SIGSEGV && info->si_code == SI_KERNEL)
+    fault("misaligned vector access, or an address no memory can have");
+  const std::string stack = stack_of(info->si_addr);
+  if (!stack.empty()) fault("the stack of %s overflowed", stack.c_str());
+  fault("no access to %s", describe(info->si_addr).c_str());
+}
+
+void on_alarm(int) { fault("the time limit is over"); }
+
+}  // namespace
+
+void fault(const char* format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  fputs("fault: ", stderr);
+  vfprintf(stderr, format, arguments);
+  fputs("\n", stderr);
+  va_end(arguments);
+  say_where();
+  _exit(FAULT_STATUS);
+}
+
+void catch_faults(unsigned time_limit_s) {
+  stack_t stack = {};
+  stack.ss_sp = signal_stack;
+  stack.ss_size = sizeof signal_stack;
+  sigaltstack(&stack, nullptr);
+  struct sigaction action = {};
+  action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+#if defined(SW_ASAN) || defined(SW_TSAN)
+  // The sanitizer reports a bad address itself; this adds where it was.
+  __sanitizer_set_death_callback(say_where);
+#else
+  action.sa_sigaction = on_bad_address;
+  sigaction(SIGSEGV, &action, nullptr);
+  sigaction(SIGBUS, &action, nullptr);
+#endif
+  action.sa_flags = SA_ONSTACK;
+  action.sa_handler = on_alarm;
+  sigaction(SIGALRM, &action, nullptr);
+  alarm(time_limit_s);
+}
+
+}  // namespace servewright::emulator

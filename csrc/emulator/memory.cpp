@@ -1,0 +1,171 @@
+#include "memory.h"
+
+#include <string.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <utility>
+
+#include "fault.h"
+
+#if defined(SW_ASAN)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
+#define ASAN_UNPOISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
+#endif
+
+namespace servewright::emulator {
+namespace {
+
+constexpr size_t PAGE = 4096;
+constexpr int FRESH = 0xff;
+constexpr size_t GAP = 128;
+constexpr size_t STATIC_LIMIT = 48 << 10;    // CUDA's, for static shared memory
+constexpr size_t DYNAMIC_LIMIT = 163 << 10;  // sm_80's, the smaller of our targets
+constexpr size_t ARENA = 4 * STATIC_LIMIT;
+
+size_t up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+
+bool fresh(const char* p, size_t n) {
+  return std::all_of(p, p + n, [](char c) { return c == static_cast<char>(FRESH); });
+}
+
+std::vector<Array*> known;
+
+// Pages with an untouchable one at each end; returns the first usable byte.
+char* guarded_pages(size_t bytes, char** mapping, size_t* mapped) {
+  *mapped = up(bytes, PAGE) + 2 * PAGE;
+  void* p = mmap(nullptr, *mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED) fault("no memory for %zu bytes", bytes);
+  *mapping = static_cast<char*>(p);
+  mprotect(*mapping + PAGE, up(bytes, PAGE), PROT_READ | PROT_WRITE);
+  return *mapping + PAGE;
+}
+
+}  // namespace
+
+Array::Array(std::string name, size_t bytes, Use use)
+    : name_(std::move(name)), bytes_(bytes), use_(use) {
+  char* first = guarded_pages(bytes, &mapping_, &mapped_);
+  const size_t usable = mapped_ - 2 * PAGE;
+  data_ = first + usable - up(bytes, 16);
+  memset(first, FRESH, usable);
+  ASAN_POISON_MEMORY_REGION(first, usable);
+  ASAN_UNPOISON_MEMORY_REGION(data_, bytes_);
+  known.push_back(this);
+}
+
+Array::~Array() {
+  known.erase(std::find(known.begin(), known.end(), this));
+  ASAN_UNPOISON_MEMORY_REGION(mapping_ + PAGE, mapped_ - 2 * PAGE);
+  munmap(mapping_, mapped_);
+}
+
+void Array::protect() { mprotect(mapping_ + PAGE, mapped_ - 2 * PAGE, PROT_READ); }
+
+void Array::check() const {
+  const char* first = mapping_ + PAGE;
+  const char* last = mapping_ + mapped_ - PAGE;
+  if (!fresh(first, data_ - first)) fault("bytes before array %s were written", name_.c_str());
+  if (!fresh(data_ + bytes_, last - data_ - bytes_))
+    fault("bytes behind the end of array %s were written", name_.c_str());
+}
+
+bool Array::near(const void* address) const {
+  const char* p = static_cast<const char*>(address);
+  return p >= mapping_ && p < mapping_ + mapped_;
+}
+
+void Array::remember() { before_.assign(data_, data_ + bytes_); }
+
+bool Array::changed(const void* address, size_t bytes) const {
+  const char* p = static_cast<const char*>(address);
+  if (before_.empty() || p < data_ || p + bytes > data_ + bytes_) return false;
+  return memcmp(p, before_.data() + (p - data_), bytes) != 0;
+}
+
+Array* array_at(const void* address) {
+  for (Array* array : known)
+    if (array->near(address)) return array;
+  return nullptr;
+}
+
+const std::vector<Array*>& arrays() { return known; }
+
+std::string describe(const void* address) {
+  const Array* array = array_at(address);
+  if (!array) return "an address of no array";
+  const long at = static_cast<const char*>(address) - array->data();
+  return "byte " + std::to_string(at) + " of array " + array->name() + " (" +
+         std::to_string(array->bytes()) + " bytes)";
+}
+
+SharedMemory::SharedMemory(size_t dynamic_bytes) : used_(GAP), dynamic_bytes_(dynamic_bytes) {
+  if (dynamic_bytes > DYNAMIC_LIMIT)
+    fault("%zu bytes of dynamic shared memory; at most %zu fit", dynamic_bytes, DYNAMIC_LIMIT);
+  arena_ = static_cast<char*>(aligned_alloc(GAP, ARENA));
+  memset(arena_, FRESH, ARENA);
+  ASAN_POISON_MEMORY_REGION(arena_, ARENA);
+  if (dynamic_bytes) {
+    char* first = guarded_pages(dynamic_bytes, &mapping_, &mapped_);
+    const size_t usable = mapped_ - 2 * PAGE;
+    dynamic_ = first + usable - up(dynamic_bytes, 16);
+    memset(first, FRESH, usable);
+    ASAN_POISON_MEMORY_REGION(first, usable);
+    ASAN_UNPOISON_MEMORY_REGION(dynamic_, dynamic_bytes);
+  }
+}
+
+SharedMemory::~SharedMemory() {
+  ASAN_UNPOISON_MEMORY_REGION(arena_, ARENA);
+  free(arena_);
+  if (mapping_) {
+    ASAN_UNPOISON_MEMORY_REGION(mapping_ + PAGE, mapped_ - 2 * PAGE);
+    munmap(mapping_, mapped_);
+  }
+}
+
+size_t SharedMemory::static_bytes() const {
+  size_t sum = 0;
+  for (const Variable& v : variables_) sum += up(v.bytes, 16);
+  return sum;
+}
+
+void* SharedMemory::variable(const void* key, size_t bytes, const char* name) {
+  for (const Variable& v : variables_)
+    if (v.key == key) return v.begin;
+  char* begin = arena_ + used_;
+  variables_.push_back({key, name, begin, bytes});
+  if (static_bytes() > STATIC_LIMIT)
+    fault("%s makes it %zu bytes of static shared memory; at most %zu fit", name, static_bytes(),
+          STATIC_LIMIT);
+  used_ += up(bytes, GAP) + GAP;
+  ASAN_UNPOISON_MEMORY_REGION(begin, bytes);
+  return begin;
+}
+
+bool SharedMemory::holds(const void* address, size_t bytes) const {
+  const char* p = static_cast<const char*>(address);
+  if (dynamic_ && p >= dynamic_ && p + bytes <= dynamic_ + dynamic_bytes_) return true;
+  return std::any_of(variables_.begin(), variables_.end(), [&](const Variable& v) {
+    return p >= v.begin && p + bytes <= v.begin + v.bytes;
+  });
+}
+
+void SharedMemory::check() const {
+  if (!fresh(arena_, GAP)) fault("bytes before the first shared variable were written");
+  for (const Variable& v : variables_)
+    if (!fresh(v.begin + v.bytes, up(v.bytes, GAP) - v.bytes + GAP))
+      fault("bytes behind the end of shared variable %s were written", v.name);
+  if (dynamic_) {
+    if (!fresh(mapping_ + PAGE, dynamic_ - mapping_ - PAGE))
+      fault("bytes before the dynamic shared memory were written");
+    const char* end = dynamic_ + dynamic_bytes_;
+    if (!fresh(end, mapping_ + mapped_ - PAGE - end))
+      fault("bytes behind the end of the dynamic shared memory were written");
+  }
+}
+
+}  // namespace servewright::emulator
