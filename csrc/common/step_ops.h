@@ -78,4 +78,44 @@ size_t attention_workspace(int heads, int kv_heads, int head_dim, int max_length
 int attention_blocks(int head_dim, int processors, size_t shared_bytes);
 int attention(const AttentionArgs& args, int tokens, Stream stream);
 
+// ---- Sampling: csrc/cuda/sampling.cuh says how. ----
+
+constexpr int MAX_SAMPLING_VOCAB = 1 << 18;
+constexpr int MAX_TOP_LOGPROBS = 20;
+
+// Everything is device memory. A column a parameter, a value a row, as in a SamplingBatch; the
+// caller has checked them (model/step.cpp). History and biases are flat: row i's part is
+// [starts[i], starts[i + 1]).
+struct SamplingArgs {
+  const float* logits;  // [rows, logits_stride], readable up to the stride
+  int logits_stride;    // a multiple of 4, at least vocab
+  int vocab;            // at most MAX_SAMPLING_VOCAB
+  const float* temperature;  // 0: greedy
+  const float* top_p;
+  const float* min_p;
+  const float* presence;
+  const float* frequency;
+  const float* repetition;
+  const int32_t* top_k;  // 0: all
+  const uint64_t* seed;
+  const uint64_t* draw;
+  const int32_t* history_ids;      // prompt, then output
+  const int32_t* history_starts;   // [rows + 1]
+  const int32_t* history_prompts;  // [rows], how many are prompt
+  const int32_t* bias_ids;
+  const float* bias_values;
+  const int32_t* bias_starts;   // [rows + 1]
+  const uint8_t* logprobs;      // 1: the token's logprob is wanted
+  const int32_t* top_logprobs;  // how many best ones are wanted, at most top_width
+  int top_width;                // at most MAX_TOP_LOGPROBS
+  uint8_t* workspace;           // sampling_workspace bytes, aligned to 16, of any content
+  int32_t* token_ids;           // [rows]
+  int32_t* finite;              // [rows], 1 where all logits are finite
+  float* token_logprobs;        // [rows], written where wanted
+  int32_t* top_ids;             // [rows, top_width], likewise
+  float* top_values;            // [rows, top_width]
+};
+size_t sampling_workspace(int vocab, int rows);
+int sample(const SamplingArgs& args, int rows, Stream stream);
+
 }  // namespace servewright::cuda
