@@ -1,0 +1,248 @@
+// Sampling: one token a row of logits, one block a row, one launch.
+//
+//   x_i  = logit_i + biases of i, then for i in the history: x > 0 ? x / repetition
+//          : x * repetition, and for i in its output part: x - (frequency * times + presence)
+//   temperature 0: the lowest id among the highest x. Else
+//   w_i  = exp((x_i - max x) / temperature), kept where w_i >= min_p, then the top_k first by
+//          (w descending, id ascending), then the fewest first ones with top_p of the mass
+//   token = the first id whose kept masses, in ascending id, sum to more than u * (sum of all);
+//          u = Philox(seed, draw)
+//
+// x and w are doubles with the CPU's arithmetic, operation by operation (csrc/cpu/simd.h); masses
+// and what follows are integers (common/draws.h). So a row's token is a function of its logits and
+// parameters: not of the block's size, of other rows, or of the order of threads.
+// A row with NaN or infinity has no distribution: the lowest id among the highest numbers, and
+// `finite` says 0.
+//
+// Layout: logits [rows, logits_stride] float32, 16-byte aligned, stride a multiple of 4, readable
+// up to the stride. Workspace [rows][ceil4(vocab)] 64-bit: x of adjusted rows, then bits of w.
+//
+// Passes over a row of V logits (4 V bytes each unless said):
+//   greedy                      1
+//   draw, top_k 0 and top_p 1   2, and the 256 ids around the token again
+//   with top_k or top_p         2, 8 V written, then 8 V read for: edge, draw; once more for the
+//                               masses when both filters are on
+//   bias or penalties           12 V written (8 V without a history), x then read as 8 V
+//   logprobs                    1 (sum), 3 with top n (bins, edge, list)
+// Only logits come from HBM; the rest is in L2 (1 MB a row of 128 k).
+#pragma once
+#include "../common/step_ops.h"
+#include "selection.cuh"
+
+namespace servewright::cuda {
+
+// exp(x) for x <= 0, relative error below 4e-16; the CPU's polynomial with the CPU's roundings.
+SW_DEVICE double exponential(double x) {
+  const double y = x < -700.0 ? -700.0 : x;
+  const double shifted = y * 1.4426950408889634 + 6755399441055744.0;
+  const double n = shifted - 6755399441055744.0;
+  const double r = dev::fma(n, -1.9082149292705877e-10, dev::fma(n, -0.69314718036912382, y));
+  double p = 1.6059043836821613e-10;
+  p = dev::fma(p, r, 2.0876756987868099e-9);
+  p = dev::fma(p, r, 2.5052108385441719e-8);
+  p = dev::fma(p, r, 2.7557319223985891e-7);
+  p = dev::fma(p, r, 2.7557319223985893e-6);
+  p = dev::fma(p, r, 2.4801587301587302e-5);
+  p = dev::fma(p, r, 1.9841269841269841e-4);
+  p = dev::fma(p, r, 1.3888888888888889e-3);
+  p = dev::fma(p, r, 8.3333333333333332e-3);
+  p = dev::fma(p, r, 4.1666666666666664e-2);
+  p = dev::fma(p, r, 1.6666666666666666e-1);
+  p = dev::fma(p, r, 0.5);
+  p = dev::fma(p, r, 1.0);
+  p = dev::fma(p, r, 1.0);
+  const uint64_t power = (dev::bit_cast<uint64_t>(shifted) - 0x4338000000000000u + 1023u) << 52;
+  return x < -700.0 ? 0.0 : p * dev::bit_cast<double>(power);
+}
+
+using Floats = dev::Vector<float, 4>;
+using Words = dev::Vector<uint64_t, 2>;
+
+SW_DEVICE void load_floats(const float* p, float (&x)[4]) {
+  const auto raw = dev::load_16(p);
+  SW_UNROLL
+  for (int i = 0; i < 4; ++i) x[i] = dev::bit_cast<float>(raw[i]);
+}
+SW_DEVICE void load_words(const uint64_t* p, uint64_t (&x)[4]) {
+  const Words a = dev::load_vector<Words>(p), b = dev::load_vector<Words>(p + 2);
+  x[0] = a[0], x[1] = a[1], x[2] = b[0], x[3] = b[1];
+}
+SW_DEVICE void store_words(uint64_t* p, const uint64_t (&x)[4]) {
+  dev::store_vector(p, Words{{x[0], x[1]}});
+  dev::store_vector(p + 2, Words{{x[2], x[3]}});
+}
+
+// Where x comes from: the logits, or the workspace if anything was added to them.
+struct Values {
+  const float* logits;
+  const uint64_t* adjusted;  // bits of doubles, or null
+
+  SW_DEVICE void four(int id, double (&x)[4]) const {
+    if (adjusted) {
+      uint64_t bits[4];
+      load_words(adjusted + id, bits);
+      SW_UNROLL
+      for (int i = 0; i < 4; ++i) x[i] = dev::bit_cast<double>(bits[i]);
+    } else {
+      float raw[4];
+      load_floats(logits + id, raw);
+      SW_UNROLL
+      for (int i = 0; i < 4; ++i) x[i] = static_cast<double>(raw[i]);
+    }
+  }
+  SW_DEVICE double one(int id) const {
+    return adjusted ? dev::bit_cast<double>(adjusted[id]) : static_cast<double>(logits[id]);
+  }
+};
+
+// Keys of weights, computed where they are asked for: the bits of w, which order as w does.
+struct Exponentials {
+  Values values;
+  double max, temperature;
+  double nothing;  // below this many under the maximum the mass is 0, and so is the key
+
+  SW_DEVICE Exponentials(const Values& values, double max, double temperature)
+      : values(values), max(max), temperature(temperature), nothing(-32.5 * temperature) {}
+  // exp(-32) < 2^-46: such a token is never drawn, and stays or goes without a trace. The range of
+  // keys ends there, and the exponential, most of a draw's time, is left out.
+  SW_DEVICE uint64_t key(double x) const {
+    const double below = x - max;
+    if (below < nothing) return 0;
+    return dev::bit_cast<uint64_t>(exponential(below / temperature));
+  }
+  SW_DEVICE void four(int id, uint64_t (&keys)[4]) const {
+    double x[4];
+    values.four(id, x);
+    SW_UNROLL
+    for (int i = 0; i < 4; ++i) keys[i] = key(x[i]);
+  }
+  SW_DEVICE uint64_t one(int id) const { return key(values.one(id)); }
+};
+
+// The same, stored.
+struct StoredKeys {
+  const uint64_t* keys;
+
+  SW_DEVICE void four(int id, uint64_t (&out)[4]) const { load_words(keys + id, out); }
+  SW_DEVICE uint64_t one(int id) const { return keys[id]; }
+};
+
+// Keys of the logits themselves, above 0 for finite ones. -0 and 0 are equal.
+SW_DEVICE uint64_t key_of_float(float x) {
+  const uint32_t bits = dev::bit_cast<uint32_t>(x + 0.0f);
+  return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+struct LogitKeys {
+  const float* logits;
+
+  SW_DEVICE void four(int id, uint64_t (&keys)[4]) const {
+    float x[4];
+    load_floats(logits + id, x);
+    SW_UNROLL
+    for (int i = 0; i < 4; ++i) keys[i] = key_of_float(x[i]);
+  }
+  SW_DEVICE uint64_t one(int id) const { return key_of_float(logits[id]); }
+};
+
+constexpr uint64_t KEY_OF_ONE = uint64_t{0x3ff} << 52;
+// 32 bins an octave: 64 octaves, of which keys use 47.
+SW_DEVICE Level weight_level() { return {KEY_OF_ONE, 47}; }
+constexpr int LOGIT_SHIFT = 32 - BIN_BITS;
+
+struct Best {  // the highest value, of these the lowest id
+  double value;
+  int32_t id;
+};
+SW_DEVICE void improve(Best& best, double value, int32_t id) {
+  if (value > best.value || (value == best.value && id < best.id)) best = {value, id};
+}
+
+SW_DEVICE Best best_of_block(Scratch& scratch, Best mine) {
+  for (int mask = 16; mask > 0; mask /= 2) {
+    const double value = dev::shuffle_xor(mine.value, mask);
+    const int32_t id = dev::shuffle_xor(mine.id, mask);
+    improve(mine, value, id);
+  }
+  if (lane_index() == 0) {
+    scratch.maxima[warp_index()] = mine.value;
+    scratch.places[warp_index()] = mine.id;
+  }
+  dev::barrier();
+  for (int warp = 0; warp < warp_count(); ++warp)
+    improve(mine, scratch.maxima[warp], scratch.places[warp]);
+  dev::barrier();
+  return mine;
+}
+
+template <class Visit>
+SW_DEVICE void visit_values(int vocab, const Values& values, const Visit& visit) {
+  for (int id = static_cast<int>(dev::thread_index()) * 4; id < vocab; id += thread_count() * 4) {
+    double x[4];
+    values.four(id, x);
+    visit(id, x);
+  }
+}
+
+SW_DEVICE Best best_value(Scratch& scratch, int vocab, const Values& values) {
+  Best best = {-__builtin_huge_val(), 0};
+  visit_values(vocab, values, [&](int id, const double (&x)[4]) {
+    SW_UNROLL
+    for (int i = 0; i < 4; ++i)
+      if (id + i < vocab) improve(best, x[i], id + i);
+  });
+  return best_of_block(scratch, best);
+}
+
+// A row's part of SamplingArgs.
+struct RowView {
+  const int32_t* history;
+  const int32_t* bias_ids;
+  const float* bias_values;
+  int history_length, prompt_length, biases;
+
+  SW_DEVICE RowView(const SamplingArgs& args, int row)
+      : history(args.history_ids + args.history_starts[row]),
+        bias_ids(args.bias_ids + args.bias_starts[row]),
+        bias_values(args.bias_values + args.bias_starts[row]),
+        history_length(args.history_starts[row + 1] - args.history_starts[row]),
+        prompt_length(args.history_prompts[row]),
+        biases(args.bias_starts[row + 1] - args.bias_starts[row]) {}
+};
+
+// Adds biases in their order: the first of equal ids does the work of all of them.
+SW_DEVICE void add_biases(const RowView& row, uint64_t* x) {
+  for (int i = static_cast<int>(dev::thread_index()); i < row.biases; i += thread_count()) {
+    const int32_t id = row.bias_ids[i];
+    bool is_first = true;
+    for (int j = 0; j < i && is_first; ++j) is_first = row.bias_ids[j] != id;
+    if (!is_first) continue;
+    double value = dev::bit_cast<double>(x[id]);
+    for (int j = i; j < row.biases; ++j)
+      if (row.bias_ids[j] == id) value += static_cast<double>(row.bias_values[j]);
+    x[id] = dev::bit_cast<uint64_t>(value);
+  }
+}
+
+// Penalties of tokens in the history. counts [vocab] are zero; each token is done by whoever takes
+// its count first.
+SW_DEVICE void penalise(const SamplingArgs& args, const RowView& row, int index, uint32_t* counts,
+                        uint64_t* x) {
+  constexpr uint32_t TAKEN = 0xffffffffu;
+  const double repetition = args.repetition[index], frequency = args.frequency[index];
+  const double presence = args.presence[index];
+  const int thread = static_cast<int>(dev::thread_index());
+  for (int i = row.prompt_length + thread; i < row.history_length; i += thread_count())
+    dev::atomic_add_relaxed(&counts[row.history[i]], 1u);
+  dev::barrier();
+  for (int i = thread; i < row.history_length; i += thread_count()) {
+    const int32_t id = row.history[i];
+    const uint32_t count = dev::atomic_max_relaxed(&counts[id], TAKEN);
+    if (count == TAKEN) continue;
+    double value = dev::bit_cast<double>(x[id]);
+    value = value > 0.0 ? value / repetition : value * repetition;
+    if (count > 0) value -= frequency * static_cast<double>(count) + presence;
+    x[id] = dev::bit_cast<uint64_t>(value);
+  }
+}
+
+}  // namespace servewright::cuda
