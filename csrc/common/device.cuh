@@ -51,6 +51,7 @@
 //
 // Numbers
 //   bfloat16, to_float, to_bfloat16 (nearest even), pack_bfloat16(lo, hi), half_to_float
+//   mask_or(w, mask, bits)       w & mask | bits, one instruction
 //   nibbles_to_bfloat16(w, shift) bits 0-3 and 16-19 of w >> shift as two bf16: 128 + q, exact
 //   sub_bfloat16x2(a, b)          two bf16 at once, each result rounded once
 //   exp2, log2, rsqrt, fma, sqrt, minimum, maximum, absolute, floor, bit_cast, popcount,
