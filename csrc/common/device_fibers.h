@@ -70,17 +70,17 @@ inline void mma_bf16_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32
 
 template <class V>
 V load_vector(const void* p, SW_LINE) {
-  emulator::check_aligned(p, alignof(V), "load_vector", line);
+  emulator::check_access(p, sizeof(V), alignof(V), "load_vector", line);
   return *static_cast<const V*>(p);
 }
 template <class V>
 void store_vector(void* p, const V& value, SW_LINE) {
-  emulator::check_aligned(p, alignof(V), "store_vector", line);
+  emulator::check_access(p, sizeof(V), alignof(V), "store_vector", line);
   *static_cast<V*>(p) = value;
 }
 inline Vector<uint32_t, 4> load_16(const void* p, SW_LINE) {
-  emulator::check_aligned(p, 16, "load_16", line);
-  emulator::check_read_only(p, 16, "load_16", line);
+  emulator::check_access(p, 16, 16, "load_16", line);
+  emulator::check_read_only(p, "load_16", line);
   return *static_cast<const Vector<uint32_t, 4>*>(p);
 }
 
@@ -164,6 +164,7 @@ inline float half_to_float(uint16_t x) {
   const float small = static_cast<float>(fraction) * 0x1p-24f;
   return sign ? -small : small;
 }
+inline uint32_t mask_or(uint32_t word, uint32_t mask, uint32_t bits) { return (word & mask) | bits; }
 inline uint32_t nibbles_to_bfloat16(uint32_t word, int shift) {
   return ((word >> shift) & 0x000f000fu) | 0x43004300u;
 }

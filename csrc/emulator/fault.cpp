@@ -4,13 +4,13 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <ucontext.h>
 #include <unistd.h>
 
-#include "grid.h"
+#include "block.h"
 #include "memory.h"
 
-#if defined(SW_ASAN) || defined(SW_TSAN)
+#if defined(SW_ASAN)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -20,16 +20,20 @@ namespace {
 alignas(16) char signal_stack[64 << 10];
 
 void say_where() {
+#if defined(SW_ASAN)
+  if (__asan_report_present())
+    fprintf(stderr, "fault: AddressSanitizer reports %s\n",
+            describe(__asan_get_report_address()).c_str());
+#endif
   const std::string where = position();
   if (!where.empty()) fprintf(stderr, "  in %s\n", where.c_str());
   fflush(stderr);
 }
 
-void on_bad_address(int signal, siginfo_t* info, void* /*context*/) {
+[[maybe_unused]] void on_bad_address(int signal, siginfo_t* info, void* /*context*/) {
   if (signal == SIGSEGV && info->si_code == SI_KERNEL)
     fault("misaligned vector access, or an address no memory can have");
-  const std::string stack = stack_of(info->si_addr);
-  if (!stack.empty()) fault("the stack of %s overflowed", stack.c_str());
+  if (current && current->fiber.overflowed_to(info->si_addr)) fault("the stack overflowed");
   fault("no access to %s", describe(info->si_addr).c_str());
 }
 
@@ -55,8 +59,8 @@ void catch_faults(unsigned time_limit_s) {
   sigaltstack(&stack, nullptr);
   struct sigaction action = {};
   action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-#if defined(SW_ASAN) || defined(SW_TSAN)
-  // The sanitizer reports a bad address itself; this adds where it was.
+#if defined(SW_ASAN)
+  // It reports a bad address itself, with its line; this adds where that was.
   __sanitizer_set_death_callback(say_where);
 #else
   action.sa_sigaction = on_bad_address;

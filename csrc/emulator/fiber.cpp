@@ -51,13 +51,11 @@ struct Scheduler {
 std::vector<char*> spare_stacks;
 
 char* take_stack() {
-#if !defined(SW_TSAN)  // there a reused stack would be a race between its users
   if (!spare_stacks.empty()) {
     char* stack = spare_stacks.back();
     spare_stacks.pop_back();
     return stack;
   }
-#endif
   void* p = mmap(nullptr, PAGE + STACK, PROT_READ | PROT_WRITE,
                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) fault("no memory for the stack of a thread");
@@ -66,11 +64,10 @@ char* take_stack() {
 }
 
 void give_stack(char* stack) {
-#if defined(SW_TSAN)
-  munmap(stack - PAGE, PAGE + STACK);
-#else
-  spare_stacks.push_back(stack);
-#endif
+  if (KEEPS_MEMORY)
+    munmap(stack - PAGE, PAGE + STACK);
+  else
+    spare_stacks.push_back(stack);
 }
 
 }  // namespace
@@ -134,9 +131,9 @@ void Fiber::arrived() {
 #endif
 }
 
-bool Fiber::holds(const void* address) const {
+bool Fiber::overflowed_to(const void* address) const {
   const char* p = static_cast<const char*>(address);
-  return stack_ && p >= stack_ - PAGE && p < stack_ + STACK;
+  return stack_ && p >= stack_ - PAGE && p < stack_;
 }
 
 #if defined(SW_TSAN)

@@ -26,7 +26,7 @@ class Fiber {
   void resume();
   // From the fiber: back to the scheduler, for the last time when `ending`.
   void leave(bool ending);
-  bool holds(const void* address) const;  // its stack, or the guard page below it
+  bool overflowed_to(const void* address) const;  // the guard page below its stack
 
  private:
   void* stack_pointer_ = nullptr;
@@ -34,6 +34,14 @@ class Fiber {
   void* fake_stack_ = nullptr;  // AddressSanitizer's
   void* context_ = nullptr;     // ThreadSanitizer's
 };
+
+// ThreadSanitizer would call memory that one thread frees and another gets a race between them: so
+// nothing is used again before the grid ends.
+#if defined(SW_TSAN)
+constexpr bool KEEPS_MEMORY = true;
+#else
+constexpr bool KEEPS_MEMORY = false;
+#endif
 
 // Happens-before edges for ThreadSanitizer; nothing without it.
 void release(void* where);

@@ -13,8 +13,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include <string>
-
 namespace servewright::emulator {
 
 enum class Order { UP, DOWN, RANDOM };
@@ -72,13 +70,10 @@ void commit();
 // The oldest copy not yet performed outside the newest `kept` groups; false when there is none.
 bool due(int kept, Copy* copy);
 
-// "kernel K, block (x, y, z), thread t"; empty outside of launches.
-std::string position();
-// Of the running thread, when the address lies in its stack; empty otherwise.
-std::string stack_of(const void* address);
-
-// Words on memory check their address first.
-void check_aligned(const void* address, size_t alignment, const char* word, Line line);
-void check_read_only(const void* address, size_t bytes, const char* word, Line line);
+// Faults unless the address is aligned and, where it is in or beside a global array or in shared
+// memory, wholly inside.
+void check_access(const void* address, size_t bytes, size_t alignment, const char* word, Line line);
+// Faults when this launch wrote the 16 bytes, or writes them later.
+void check_read_only(const void* address, const char* word, Line line);
 
 }  // namespace servewright::emulator

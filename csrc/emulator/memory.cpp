@@ -28,8 +28,8 @@ constexpr size_t ARENA = 4 * STATIC_LIMIT;
 
 size_t up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
-bool fresh(const char* p, size_t n) {
-  return std::all_of(p, p + n, [](char c) { return c == static_cast<char>(FRESH); });
+bool fresh(const char* begin, const char* end) {
+  return std::all_of(begin, end, [](char c) { return c == static_cast<char>(FRESH); });
 }
 
 std::vector<Array*> known;
@@ -65,25 +65,41 @@ Array::~Array() {
 
 void Array::protect() { mprotect(mapping_ + PAGE, mapped_ - 2 * PAGE, PROT_READ); }
 
-void Array::check() const {
-  const char* first = mapping_ + PAGE;
-  const char* last = mapping_ + mapped_ - PAGE;
-  if (!fresh(first, data_ - first)) fault("bytes before array %s were written", name_.c_str());
-  if (!fresh(data_ + bytes_, last - data_ - bytes_))
-    fault("bytes behind the end of array %s were written", name_.c_str());
-}
-
 bool Array::near(const void* address) const {
   const char* p = static_cast<const char*>(address);
   return p >= mapping_ && p < mapping_ + mapped_;
 }
 
-void Array::remember() { before_.assign(data_, data_ + bytes_); }
-
-bool Array::changed(const void* address, size_t bytes) const {
+bool Array::holds(const void* address, size_t bytes) const {
   const char* p = static_cast<const char*>(address);
-  if (before_.empty() || p < data_ || p + bytes > data_ + bytes_) return false;
-  return memcmp(p, before_.data() + (p - data_), bytes) != 0;
+  return p >= data_ && p + bytes <= data_ + bytes_;
+}
+
+std::string Array::damage() const {
+  const char* first = mapping_ + PAGE;
+  const char* last = mapping_ + mapped_ - PAGE;
+  if (!fresh(first, data_)) return "bytes before array " + name_ + " were written";
+  if (!fresh(data_ + bytes_, last)) return "bytes behind the end of array " + name_ + " were written";
+  for (size_t i = 0; i < read_.size(); ++i)
+    if (read_[i] && written_at(data_ + 16 * i))
+      return "load_16 has read " + describe(data_ + 16 * i) + ", which the same launch writes";
+  return "";
+}
+
+void Array::remember() {
+  if (use_ == Use::READ) return;
+  before_.assign(data_, data_ + bytes_);
+  read_.assign(bytes_ / 16, false);
+}
+
+bool Array::written_at(const void* address) const {
+  return memcmp(address, before_.data() + offset(address), 16) != 0;
+}
+
+void Array::note_read(const void* address) { read_[offset(address) / 16] = true; }
+
+size_t Array::offset(const void* address) const {
+  return static_cast<size_t>(static_cast<const char*>(address) - data_);
 }
 
 Array* array_at(const void* address) {
@@ -154,18 +170,21 @@ bool SharedMemory::holds(const void* address, size_t bytes) const {
   });
 }
 
-void SharedMemory::check() const {
-  if (!fresh(arena_, GAP)) fault("bytes before the first shared variable were written");
+bool SharedMemory::near(const void* address) const {
+  const char* p = static_cast<const char*>(address);
+  return (p >= arena_ && p < arena_ + ARENA) || (mapping_ && p >= mapping_ && p < mapping_ + mapped_);
+}
+
+std::string SharedMemory::damage() const {
+  if (!fresh(arena_, arena_ + GAP)) return "bytes before the first shared variable were written";
   for (const Variable& v : variables_)
-    if (!fresh(v.begin + v.bytes, up(v.bytes, GAP) - v.bytes + GAP))
-      fault("bytes behind the end of shared variable %s were written", v.name);
-  if (dynamic_) {
-    if (!fresh(mapping_ + PAGE, dynamic_ - mapping_ - PAGE))
-      fault("bytes before the dynamic shared memory were written");
-    const char* end = dynamic_ + dynamic_bytes_;
-    if (!fresh(end, mapping_ + mapped_ - PAGE - end))
-      fault("bytes behind the end of the dynamic shared memory were written");
-  }
+    if (!fresh(v.begin + v.bytes, v.begin + up(v.bytes, GAP) + GAP))
+      return std::string("bytes behind the end of shared variable ") + v.name + " were written";
+  if (!dynamic_) return "";
+  if (!fresh(mapping_ + PAGE, dynamic_)) return "bytes before the dynamic shared memory were written";
+  if (!fresh(dynamic_ + dynamic_bytes_, mapping_ + mapped_ - PAGE))
+    return "bytes behind the end of the dynamic shared memory were written";
+  return "";
 }
 
 }  // namespace servewright::emulator

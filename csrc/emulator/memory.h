@@ -2,7 +2,7 @@
 //
 // Fresh memory holds 0xFF bytes, which are NaN as bf16, half, float and double. Behind each global
 // array, up to 15 bytes on, lies a page that may not be touched, and a page before it; the bytes
-// between are compared when the array is checked. With AddressSanitizer they are poisoned too.
+// between are compared after each launch. With AddressSanitizer they are poisoned too.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -26,14 +26,22 @@ class Array {
   size_t bytes() const { return bytes_; }
   const std::string& name() const { return name_; }
   Use use() const { return use_; }
-  void protect();      // no more writes, for an array that kernels read
-  void check() const;  // faults when bytes beside the array were written
+  void protect();              // no more writes, for an array that kernels read
   bool near(const void* address) const;  // inside, or in its guards
-  // What a launch may not change while it reads it through the read-only path.
+  bool holds(const void* address, size_t bytes) const;
+  // What is wrong with it after a launch, empty when nothing: bytes beside it were written, or
+  // bytes that the launch also read through the read-only path.
+  std::string damage() const;
+
+  // The read-only path is for what no launch changes while it runs: what was there before is kept,
+  // and which 16 bytes were read.
   void remember();
-  bool changed(const void* address, size_t bytes) const;
+  bool written_at(const void* address) const;
+  void note_read(const void* address);
 
  private:
+  size_t offset(const void* address) const;
+
   std::string name_;
   size_t bytes_;
   Use use_;
@@ -41,6 +49,7 @@ class Array {
   size_t mapped_;
   char* data_;
   std::vector<char> before_;
+  std::vector<bool> read_;  // by 16 bytes
 };
 
 // The array that an address lies in or beside; nullptr when none.
@@ -60,7 +69,8 @@ class SharedMemory {
   void* variable(const void* key, size_t bytes, const char* name);
   void* dynamic() const { return dynamic_; }
   bool holds(const void* address, size_t bytes) const;
-  void check() const;  // faults when a gap was written
+  bool near(const void* address) const;  // inside, or in its gaps
+  std::string damage() const;            // the gap that was written, empty when none
   size_t static_bytes() const;
 
  private:

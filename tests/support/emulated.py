@@ -175,8 +175,11 @@ def _with_includes(path: Path, seen: dict[Path, str]) -> dict[Path, str]:
 
 
 def _compiled(source: Path, flags: list[str]) -> Path:
-    command = [*_compiler(), *flags]
     texts = _with_includes(source, {})
+    # A file that never asks for a flavour's name is the same object in each.
+    asked = "\n".join(texts.values())
+    names = [flag for name in _NAMES.values() for flag in name if flag[2:] not in asked]
+    command = [*_compiler(), *(flag for flag in flags if flag not in names)]
     digest = _digest("\n".join([_version(), *command, *map(str, texts), *texts.values()]))
     target = BUILT / f"{source.stem}-{digest}.o"
     if not target.exists():
