@@ -210,24 +210,33 @@ struct AttentionWarp {
     return item.split * SPLIT_POSITIONS + (i * ATTENTION_WARPS + warp) * PAGE_POSITIONS;
   }
 
+  SW_DEVICE Words* stage(int i, int which) const {
+    return stages + (static_cast<unsigned>(i) % STAGES * 2 + which) * PAGE_WORDS;
+  }
+
   // The new token's row of the warp's page i; 16 or more where it is in a later page.
   SW_DEVICE int new_row(int i) const { return item.length - 1 - first_position(i); }
+
+  SW_DEVICE size_t pool_row(int i, int which) const {
+    const size_t number = shuffle(page, i * ATTENTION_WARPS + warp);
+    return ((number * 2 + which) * args.kv_heads + item.kv_head) * PAGE_POSITIONS;
+  }
 
   // K, or V, of the warp's page i, as one group of copies. Not the new token's row; zeros behind it,
   // because the value product multiplies these rows by 0.
   SW_DEVICE void fetch(int i, int which) {
+    const bfloat16* from = args.pool + pool_row(i, which) * D + lane * 8;
+    Words* to = stage(i, which);
+    const int end = new_row(i);
     if (i < pages) {
-      const size_t number = shuffle(page, i * ATTENTION_WARPS + warp);
-      const bfloat16* from = args.pool + ((number * 2 + which) * args.kv_heads + item.kv_head) *
-                                             (PAGE_POSITIONS * D);
-      Words* to = stages + (i % STAGES * 2 + which) * PAGE_WORDS;
-      const int end = new_row(i);
       SW_UNROLL
       for (int word = 0; word < PAGE_WORDS; word += 32) {
-        const int row = (word + lane) / CHUNKS, chunk = lane % CHUNKS;
-        if (row != end)
-          copy_async_16(to + row * CHUNKS + swizzled(row, chunk), from + (word + lane) * 8,
-                        row < end);
+        const int row = word / CHUNKS + lane / CHUNKS;
+        Words* piece = to + row * CHUNKS + swizzled(row, lane % CHUNKS);
+        if (end >= PAGE_POSITIONS)
+          copy_async_16(piece, from + word * 8);
+        else if (row != end)
+          copy_async_16(piece, from + word * 8, row < end);
       }
     }
     commit_copies();
@@ -236,9 +245,8 @@ struct AttentionWarp {
   // The new token's k and v, rotated, to the pool and to `appended`, by the warp that owns its page.
   SW_DEVICE void append(Words* appended) {
     const int row = new_row(pages - 1), which = lane / CHUNKS, chunk = lane % CHUNKS;
-    if (pages == 0 || row >= PAGE_POSITIONS) return;
-    const size_t number = shuffle(page, (pages - 1) * ATTENTION_WARPS + warp);
-    if (which > 1) return;
+    const size_t first_row = pool_row(pages - 1, which);
+    if (pages == 0 || row >= PAGE_POSITIONS || which > 1) return;
     const int head = args.heads + which * args.kv_heads + item.kv_head;
     float x[8];
     if (which == 0)
@@ -249,23 +257,22 @@ struct AttentionWarp {
     SW_UNROLL
     for (int i = 0; i < 4; ++i) words[i] = pack_bfloat16(x[2 * i], x[2 * i + 1]);
     store_vector(appended + lane, words);
-    store_vector(args.pool + (((number * 2 + which) * args.kv_heads + item.kv_head) *
-                                  PAGE_POSITIONS + row) * D + 8 * chunk, words);
+    Words* const pool = reinterpret_cast<Words*>(args.pool);
+    store_vector(pool + (first_row + row) * CHUNKS + chunk, words);
   }
 
   // ... from there to the stage of page i.
   SW_DEVICE void place(int i, const Words* appended) {
     const int row = new_row(i), which = lane / CHUNKS, chunk = lane % CHUNKS;
     if (row < PAGE_POSITIONS && which < 2)
-      store_vector(stages + (i % STAGES * 2 + which) * PAGE_WORDS + row * CHUNKS +
-                       swizzled(row, chunk),
+      store_vector(stage(i, which) + row * CHUNKS + swizzled(row, chunk),
                    load_vector<Words>(appended + lane));
   }
 
   // Scores of 16 positions -> e^(score - max): this lane's are of head lane / 4 at positions
   // 8 tile + 2 (lane % 4) + {0, 1}.
   SW_DEVICE void weigh(int i, const Words* queries, float (&weights)[2][2]) {
-    const Words* keys = stages + i % STAGES * 2 * PAGE_WORDS;
+    const Words* keys = stage(i, 0);
     const int g = lane / 4, t = lane % 4, visible = item.length - first_position(i);
     float most = max;
     SW_UNROLL
@@ -310,7 +317,7 @@ struct AttentionWarp {
   // dimensions 64 half + 8g + n in rows g and 64 half + 8g + 4 + n in rows g + 8, so that a lane's
   // share of a row of V is 16 bytes; it needs them of positions 2t, 2t + 1, 2t + 8, 2t + 9.
   SW_DEVICE void add_values(int i, const float (&weights)[2][2]) {
-    const Words* from = stages + (i % STAGES * 2 + 1) * PAGE_WORDS;
+    const Words* from = stage(i, 1);
     const int g = lane / 4, t = lane % 4;
     uint32_t high[2], low[2];
     SW_UNROLL
@@ -340,7 +347,6 @@ struct AttentionWarp {
   }
 
   SW_DEVICE void run(const Words* queries, const Words* appended) {
-_Pragma("unroll 1")
     for (int i = 0; i < pages; ++i) {
       float weights[2][2];
       wait_copies<2 * STAGES - 1>();
@@ -414,9 +420,13 @@ void paged_attention(AttentionArgs args, int tokens) {
   SW_SHARED(unsigned, arrived, 1);
   Words* const queries = shared + Layout::STAGE_WORDS;
   Words* const appended = queries + Layout::QUERY_WORDS;
-  const int thread = static_cast<int>(thread_index()), warp = thread / 32, lane = thread % 32;
+  // Unsigned until divided; warp through a shuffle, so that nvcc sees it is the warp's.
+  const int thread = static_cast<int>(thread_index());
+  const int lane = static_cast<int>(thread_index() % 32);
+  const int warp = shuffle(static_cast<int>(thread_index() / 32), 0);
   const int group = args.heads / args.kv_heads, record_words = (STATISTICS + group * D) / 4;
-  const int head = thread / CHUNKS, chunk = thread % CHUNKS;  // this thread's share of q and out
+  const int head = static_cast<int>(thread_index() / CHUNKS);
+  const int chunk = static_cast<int>(thread_index() % CHUNKS);  // this thread's share of q and out
   const Slots slots(args, tokens, lane);
   const int items = slots.count * args.kv_heads;
   Words* const records = reinterpret_cast<Words*>(args.partials);
@@ -431,7 +441,6 @@ void paged_attention(AttentionArgs args, int tokens) {
       continue;
     }
     AttentionWarp<D> work(args, item, shared, warp, lane);
-_Pragma("unroll 1")
     for (int i = 0; i < STAGES; ++i)
       for (int which = 0; which < 2; ++which) work.fetch(i, which);
 
@@ -463,7 +472,6 @@ _Pragma("unroll 1")
     };
     Merged merged;
     if (head < group)
-_Pragma("unroll 1")
       for (int w = 0; w < ATTENTION_WARPS; ++w)
         add_from(&merged, statistics[w * GROUP + head],
                  shared + w * Layout::WARP_WORDS + head * (D / 4), false);
@@ -499,7 +507,6 @@ _Pragma("unroll 1")
         (static_cast<size_t>(item.first_slot) * args.kv_heads + item.kv_head) * record_words;
     for (int done = 0; done < item.splits; done += room) {
       const int count = minimum(room, item.splits - done);
-_Pragma("unroll 1")
       for (int i = 0; i < count; ++i) {
         const Words* from = first + static_cast<size_t>(done + i) * args.kv_heads * record_words;
         for (int word = thread; word < record_words; word += ATTENTION_THREADS)
@@ -509,7 +516,6 @@ _Pragma("unroll 1")
       wait_copies<0>();
       barrier();
       if (head < group)
-_Pragma("unroll 1")
         for (int i = 0; i < count; ++i) {
           const Words* row = shared + i * record_words;
           add_from(&all, reinterpret_cast<const Softmax*>(row)[head],
