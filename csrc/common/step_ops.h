@@ -48,6 +48,12 @@ int project_residual(const PackedMatrix& w, const bfloat16* in, float* x, int to
 int gate_up(const PackedMatrix& gate, const PackedMatrix& up, const NormInput& in, bfloat16* out,
             int tokens, Stream stream, Tiling tiling = {});
 
+// ---- Embedding: csrc/cuda/embedding.cuh says how. ----
+
+// x[token] = row token_ids[token] of the matrix; zeros where there is no such row.
+int embed(const PackedMatrix& embedding, const int32_t* token_ids, float* x, int tokens,
+          Stream stream);
+
 // ---- Attention: csrc/cuda/attention.cuh says how. ----
 
 constexpr int PAGE_POSITIONS = 16;
