@@ -84,19 +84,25 @@ inline Vector<uint32_t, 4> load_16(const void* p, SW_LINE) {
   return *static_cast<const Vector<uint32_t, 4>*>(p);
 }
 
-inline void perform_copy(const emulator::Copy& copy) {
-  auto* to = static_cast<Vector<uint64_t, 2>*>(copy.to);
-  if (copy.from)
-    *to = *static_cast<const Vector<uint64_t, 2>*>(copy.from);
-  else
-    *to = {{0, 0}};
+// Between start and end nothing but the two places may be touched: the thread's stack is not the
+// hardware's.
+inline void land(uint64_t* to, uint64_t first, uint64_t second) {
+  to[0] = first;
+  to[1] = second;
+}
+inline void land(void* to, const void* from) {
+  const auto* words = static_cast<const uint64_t*>(from);
+  land(static_cast<uint64_t*>(to), words ? words[0] : 0, words ? words[1] : 0);
 }
 inline void copy_async_16(void* shared, const void* global, bool valid, SW_LINE) {
-  const emulator::Copy copy = {shared, valid ? global : nullptr};
-  if (emulator::issue(copy, line))
-    perform_copy(copy);
-  else  // in flight: whoever looks, or writes here, is wrong, and sees or leaves NaN
-    *static_cast<Vector<uint64_t, 2>*>(shared) = {{~uint64_t{0}, ~uint64_t{0}}};
+  const void* from = valid ? global : nullptr;
+  const bool at_once = emulator::issue({shared, from}, line);
+  emulator::start_copying(true);
+  if (at_once)
+    land(shared, from);
+  else  // in flight: whoever looks here, or still writes, is wrong and sees or loses NaN
+    land(static_cast<uint64_t*>(shared), ~uint64_t{0}, ~uint64_t{0});
+  emulator::end_copying();
 }
 inline void copy_async_16(void* shared, const void* global, SW_LINE) {
   copy_async_16(shared, global, true, line);
@@ -104,8 +110,13 @@ inline void copy_async_16(void* shared, const void* global, SW_LINE) {
 inline void commit_copies() { emulator::commit(); }
 template <int N>
 void wait_copies() {
-  emulator::Copy copy;
-  while (emulator::due(N, &copy)) perform_copy(copy);
+  for (emulator::Copy copy; emulator::due(N, &copy);) {
+    void* const to = copy.to;
+    const void* const from = copy.from;
+    emulator::start_copying(false);
+    land(to, from);
+    emulator::end_copying();
+  }
 }
 
 template <class T>

@@ -39,6 +39,12 @@ struct Warp {
   Fragments fragments[2][WARP];
 };
 
+// Async copies between two commits.
+struct Group {
+  std::vector<Copy> copies;
+  std::unique_ptr<Edge> landed;
+};
+
 struct Block;
 
 struct Thread {
@@ -51,7 +57,8 @@ struct Thread {
   const char* word = "";
   Line line = {"", 0};
   std::vector<Copy> open;
-  std::deque<std::vector<Copy>> groups;
+  std::deque<Group> groups;
+  Edge issued;
 
   bool can_run() const { return !done && (!waits || waits->phase != phase); }
 };

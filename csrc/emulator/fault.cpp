@@ -37,6 +37,12 @@ void say_where() {
   fault("no access to %s", describe(info->si_addr).c_str());
 }
 
+// UndefinedBehaviorSanitizer has said what it found.
+void on_abort(int) {
+  say_where();
+  _exit(FAULT_STATUS);
+}
+
 void on_alarm(int) { fault("the time limit is over"); }
 
 }  // namespace
@@ -70,6 +76,8 @@ void catch_faults(unsigned time_limit_s) {
   action.sa_flags = SA_ONSTACK;
   action.sa_handler = on_alarm;
   sigaction(SIGALRM, &action, nullptr);
+  action.sa_handler = on_abort;
+  sigaction(SIGABRT, &action, nullptr);
   alarm(time_limit_s);
 }
 

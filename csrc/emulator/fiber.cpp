@@ -13,6 +13,9 @@
 #endif
 #if defined(SW_TSAN)
 #include <sanitizer/tsan_interface.h>
+// What the compiler itself calls at the begin and end of a function.
+extern "C" void __tsan_func_entry(void* call_pc);
+extern "C" void __tsan_func_exit();
 #endif
 
 #if !defined(__x86_64__)
@@ -76,10 +79,12 @@ Fiber::~Fiber() {
   if (stack_) give_stack(stack_);
 #if defined(SW_TSAN)
   if (context_) __tsan_destroy_fiber(context_);
+  if (copies_) __tsan_destroy_fiber(copies_);
 #endif
 }
 
 void Fiber::start(void (*entry)(), const std::string& name) {
+  name_ = name;  // before the fiber exists: what comes later would be a race with it
   stack_ = take_stack();
 #if defined(SW_ASAN)
   __asan_unpoison_memory_region(stack_, STACK);
@@ -88,8 +93,6 @@ void Fiber::start(void (*entry)(), const std::string& name) {
   scheduler.context = __tsan_get_current_fiber();
   context_ = __tsan_create_fiber(0);
   __tsan_set_fiber_name(context_, name.c_str());
-#else
-  (void)name;
 #endif
   void** top = reinterpret_cast<void**>(stack_ + STACK);
   *--top = nullptr;  // keeps the stack aligned as after a call
@@ -137,9 +140,25 @@ bool Fiber::overflowed_to(const void* address) const {
 }
 
 #if defined(SW_TSAN)
+void Fiber::start_copying(const void* caller) {
+  if (!copies_) {
+    copies_ = __tsan_create_fiber(0);
+    __tsan_set_fiber_name(copies_, (name_ + " copies").c_str());
+  }
+  __tsan_switch_to_fiber(copies_, __tsan_switch_to_fiber_no_sync);
+  __tsan_func_entry(const_cast<void*>(caller));  // or a report would not know the kernel's line
+}
+void Fiber::end_copying() {
+  __tsan_func_exit();
+  __tsan_switch_to_fiber(context_, __tsan_switch_to_fiber_no_sync);
+}
+
 void release(void* where) { __tsan_release(where); }
 void acquire(void* where) { __tsan_acquire(where); }
 #else
+void Fiber::start_copying(const void*) {}
+void Fiber::end_copying() {}
+
 void release(void*) {}
 void acquire(void*) {}
 #endif

@@ -26,13 +26,20 @@ class Fiber {
   void resume();
   // From the fiber: back to the scheduler, for the last time when `ending`.
   void leave(bool ending);
+  // Between these two, what the fiber does counts as done by another thread, "NAME copies": by the
+  // hardware that moves its async copies. `caller` is where the kernel asked for it.
+  void start_copying(const void* caller);
+  void end_copying();
   bool overflowed_to(const void* address) const;  // the guard page below its stack
 
  private:
   void* stack_pointer_ = nullptr;
   char* stack_ = nullptr;
   void* fake_stack_ = nullptr;  // AddressSanitizer's
-  void* context_ = nullptr;     // ThreadSanitizer's
+  // ThreadSanitizer's, of the fiber and of its async copies
+  void* context_ = nullptr;
+  void* copies_ = nullptr;
+  std::string name_;
 };
 
 // ThreadSanitizer would call memory that one thread frees and another gets a race between them: so

@@ -64,11 +64,15 @@ struct Copy {
   void* to;
   const void* from;  // nullptr: zeros
 };
-// Checks and notes a copy of 16 bytes; the caller performs it at once when it returns true.
+// Checks and notes a copy of 16 bytes; true when it lands at once, false when at its wait.
 bool issue(const Copy& copy, Line line);
 void commit();
-// The oldest copy not yet performed outside the newest `kept` groups; false when there is none.
+// The oldest copy yet to land outside the newest `kept` groups; false when there is none.
 bool due(int kept, Copy* copy);
+// What the thread does between these two counts as the hardware's, which races with the thread
+// until it waits. What the thread did before it issued the copy comes first.
+void start_copying(bool issuing);
+void end_copying();
 
 // Faults unless the address is aligned and, where it is in or beside a global array or in shared
 // memory, wholly inside.

@@ -11,9 +11,6 @@
 
 #if defined(SW_ASAN)
 #include <sanitizer/asan_interface.h>
-#else
-#define ASAN_POISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
-#define ASAN_UNPOISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
 #endif
 
 namespace servewright::emulator {
@@ -31,6 +28,15 @@ size_t up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 bool fresh(const char* begin, const char* end) {
   return std::all_of(begin, end, [](char c) { return c == static_cast<char>(FRESH); });
 }
+
+// For AddressSanitizer. Its macros would do nothing here: this file is compiled without it.
+#if defined(SW_ASAN)
+void poison(const char* p, size_t n) { __asan_poison_memory_region(p, n); }
+void unpoison(const char* p, size_t n) { __asan_unpoison_memory_region(p, n); }
+#else
+void poison(const char*, size_t) {}
+void unpoison(const char*, size_t) {}
+#endif
 
 std::vector<Array*> known;
 
@@ -52,14 +58,14 @@ Array::Array(std::string name, size_t bytes, Use use)
   const size_t usable = mapped_ - 2 * PAGE;
   data_ = first + usable - up(bytes, 16);
   memset(first, FRESH, usable);
-  ASAN_POISON_MEMORY_REGION(first, usable);
-  ASAN_UNPOISON_MEMORY_REGION(data_, bytes_);
+  poison(mapping_, mapped_);
+  unpoison(data_, bytes_);
   known.push_back(this);
 }
 
 Array::~Array() {
   known.erase(std::find(known.begin(), known.end(), this));
-  ASAN_UNPOISON_MEMORY_REGION(mapping_ + PAGE, mapped_ - 2 * PAGE);
+  unpoison(mapping_, mapped_);
   munmap(mapping_, mapped_);
 }
 
@@ -123,22 +129,22 @@ SharedMemory::SharedMemory(size_t dynamic_bytes) : used_(GAP), dynamic_bytes_(dy
     fault("%zu bytes of dynamic shared memory; at most %zu fit", dynamic_bytes, DYNAMIC_LIMIT);
   arena_ = static_cast<char*>(aligned_alloc(GAP, ARENA));
   memset(arena_, FRESH, ARENA);
-  ASAN_POISON_MEMORY_REGION(arena_, ARENA);
+  poison(arena_, ARENA);
   if (dynamic_bytes) {
     char* first = guarded_pages(dynamic_bytes, &mapping_, &mapped_);
     const size_t usable = mapped_ - 2 * PAGE;
     dynamic_ = first + usable - up(dynamic_bytes, 16);
     memset(first, FRESH, usable);
-    ASAN_POISON_MEMORY_REGION(first, usable);
-    ASAN_UNPOISON_MEMORY_REGION(dynamic_, dynamic_bytes);
+    poison(mapping_, mapped_);
+    unpoison(dynamic_, dynamic_bytes);
   }
 }
 
 SharedMemory::~SharedMemory() {
-  ASAN_UNPOISON_MEMORY_REGION(arena_, ARENA);
+  unpoison(arena_, ARENA);
   free(arena_);
   if (mapping_) {
-    ASAN_UNPOISON_MEMORY_REGION(mapping_ + PAGE, mapped_ - 2 * PAGE);
+    unpoison(mapping_, mapped_);
     munmap(mapping_, mapped_);
   }
 }
@@ -158,7 +164,7 @@ void* SharedMemory::variable(const void* key, size_t bytes, const char* name) {
     fault("%s makes it %zu bytes of static shared memory; at most %zu fit", name, static_bytes(),
           STATIC_LIMIT);
   used_ += up(bytes, GAP) + GAP;
-  ASAN_UNPOISON_MEMORY_REGION(begin, bytes);
+  unpoison(begin, bytes);
   return begin;
 }
 

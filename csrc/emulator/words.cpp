@@ -64,6 +64,13 @@ const uint64_t (&exchange(uint64_t value, const char* word, Line line))[WARP] {
   return values;
 }
 
+// From the hardware that copies to whoever waits for the group.
+void say_landed(Group& group) {
+  start_copying(false);
+  release(group.landed.get());
+  end_copying();
+}
+
 float half_of(uint32_t pair, unsigned upper) {
   const uint32_t bits = upper ? pair & 0xffff0000u : pair << 16;
   float value;
@@ -153,27 +160,39 @@ bool issue(const Copy& copy, Line line) {
   return eager;
 }
 
+void start_copying(bool issuing) {
+  if (issuing) release(&current->issued);
+  current->fiber.start_copying(__builtin_return_address(0));
+  if (issuing) acquire(&current->issued);
+}
+
+void end_copying() { current->fiber.end_copying(); }
+
 void commit() {
-  current->groups.push_back(std::move(current->open));
-  current->open.clear();
+  Group& group = current->groups.emplace_back();
+  std::swap(group.copies, current->open);
+  group.landed = std::make_unique<Edge>();
+  if (options.copies == Copies::EAGER) say_landed(group);
 }
 
 bool due(int kept, Copy* copy) {
   auto& groups = current->groups;
   for (; groups.size() > static_cast<size_t>(kept); groups.pop_front()) {
-    auto& oldest = groups.front();
-    while (!oldest.empty()) {
-      *copy = oldest.front();
-      oldest.erase(oldest.begin());
+    Group& oldest = groups.front();
+    while (!oldest.copies.empty()) {
+      *copy = oldest.copies.front();
+      oldest.copies.erase(oldest.copies.begin());
       if (copy->to) return true;
     }
+    if (options.copies == Copies::LAZY) say_landed(oldest);
+    acquire(oldest.landed.get());
   }
   return false;
 }
 
 void check_no_copy_is_left() {
   size_t left = current->open.size();
-  for (const auto& group : current->groups) left += group.size();
+  for (const Group& group : current->groups) left += group.copies.size();
   if (left) fault("the thread ended with %zu async copies not waited for", left);
 }
 

@@ -45,7 +45,7 @@ _OPTIMISE = {"plain": "-O2", "asan": "-O1", "tsan": "-O1"}
 _NAMES = {"plain": [], "asan": ["-DSW_ASAN"], "tsan": ["-DSW_TSAN"]}
 _ENVIRONMENT = {
     "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0:exitcode=71",
-    "UBSAN_OPTIONS": "print_stacktrace=1",
+    "UBSAN_OPTIONS": "print_stacktrace=1:abort_on_error=1",
     "TSAN_OPTIONS": "exitcode=72:halt_on_error=0:report_thread_leaks=0",
 }
 _INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
