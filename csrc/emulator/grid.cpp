@@ -19,6 +19,7 @@ namespace servewright::emulator {
 Options options;
 const Here* here = nullptr;
 Thread* current = nullptr;
+long launch_count = 0;
 
 namespace {
 
@@ -173,6 +174,7 @@ std::string position() {
 }
 
 int launch(const Launch& launch, void (*body)(const void*), const void* arguments) {
+  ++launch_count;
   running = &launch;
   running_body = body;
   running_arguments = arguments;

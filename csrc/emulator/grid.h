@@ -43,6 +43,7 @@ struct Launch {
   bool resident;
 };
 int launch(const Launch& launch, void (*body)(const void*), const void* arguments);
+extern long launch_count;  // of this process
 
 struct Line {
   const char* file;
