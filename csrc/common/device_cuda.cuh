@@ -72,13 +72,6 @@ SW_DEVICE void mma_bf16_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uin
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-template <class To, class From>
-SW_DEVICE To bit_cast(const From& from) {
-  static_assert(sizeof(To) == sizeof(From), "bit_cast keeps the size");
-  To to;
-  memcpy(&to, &from, sizeof to);
-  return to;
-}
 SW_DEVICE Vector<uint32_t, 4> load_16(const void* p) {
   const uint4 v = __ldg(static_cast<const uint4*>(p));
   return {{v.x, v.y, v.z, v.w}};
@@ -89,11 +82,7 @@ SW_DEVICE V load_vector(const void* p) {
 }
 template <class V>
 SW_DEVICE void store_vector(void* p, const V& value) {
-  // As one access: nvcc splits a struct's copy where it loses sight of the alignment.
-  if constexpr (sizeof(V) == 16)
-    *static_cast<uint4*>(p) = bit_cast<uint4>(value);
-  else
-    *static_cast<V*>(p) = value;
+  *static_cast<V*>(p) = value;
 }
 
 SW_DEVICE uint32_t shared_address(const void* p) {
@@ -139,6 +128,13 @@ SW_DEVICE void store_release(unsigned* p, unsigned value) {
 }
 SW_DEVICE void spin_pause() { __nanosleep(20); }
 
+template <class To, class From>
+SW_DEVICE To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast keeps the size");
+  To to;
+  memcpy(&to, &from, sizeof to);
+  return to;
+}
 SW_DEVICE float to_float(bfloat16 x) { return __uint_as_float(uint32_t{x.bits} << 16); }
 SW_DEVICE bfloat16 to_bfloat16(float x) { return {__bfloat16_as_ushort(__float2bfloat16_rn(x))}; }
 SW_DEVICE uint32_t pack_bfloat16(float lo, float hi) {
