@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hack.ptx.operands import KINDS, vector
+from hack.ptx.operands import CARRY, KINDS, vector
 from hack.ptx.program import Instruction
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ def _binary(writer: Writer, instruction: Instruction) -> bool:
     base, parts = instruction.base, set(instruction.modifiers[:-1])
     part = instruction.modifiers[-1]
     target, *sources = instruction.operands
+    if "cc" in parts:
+        return base in ("add", "sub") and _carrying(writer, instruction)
     if part in ("bf16x2", "bf16"):
         if parts - {"rn"}:
             return False
@@ -90,6 +92,23 @@ _SYMBOLS = {
     **{"add": "+", "sub": "-", "mul": "*", "div": "/"},
     **{"and": "&", "or": "|", "xor": "^"},
 }
+
+
+def _carrying(writer: Writer, instruction: Instruction) -> bool:
+    """add.cc, addc, sub.cc, subc: sums of more words than one. The flag of a sub is its borrow."""
+    adds = instruction.base.startswith("add")
+    target, a, b = instruction.operands
+    kind = "u" + KINDS[instruction.modifiers[-1]][1:]
+    writer.line(f"t, s = {writer.read(a, kind)}, {writer.read(b, kind)}")
+    flag = writer.read(CARRY, "b1") if instruction.base.endswith("c") else "np.False_"
+    writer.line(f"c = {flag}")
+    writer.line(f"v = (t {'+' if adds else '-'} s {'+' if adds else '-'} c.astype({kind}))")
+    if "cc" in instruction.modifiers:
+        less = "(v < t)" if adds else "(t < s)"
+        equal = "(v == t)" if adds else "(t == s)"
+        writer.write(CARRY, "b1", f"{less} | (c & {equal})")
+    writer.write(target, kind, "v")
+    return True
 
 
 def _unary(writer: Writer, instruction: Instruction) -> bool:
@@ -278,6 +297,7 @@ _HANDLERS: dict[str, Callable[..., bool]] = {
     **dict.fromkeys(("and", "or", "xor", "mad", "fma"), _binary),
     **dict.fromkeys(("not", "cnot", "neg", "abs", "sqrt", "rcp", "rsqrt"), _unary),
     **dict.fromkeys((*_APPROXIMATE, "popc", "clz", "brev", "bfind"), _unary),
+    **dict.fromkeys(("addc", "subc"), _carrying),
     **dict.fromkeys(("shl", "shr"), _shift),
     **dict.fromkeys(("lop3", "prmt", "bfe", "bfi", "shf"), _bits),
     **{"setp": _compare, "selp": _select, "mov": _move, "cvta": _move, "cvt": _convert},

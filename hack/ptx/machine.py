@@ -56,9 +56,11 @@ class Machine:
         """A special register."""
         return self._special[name]
 
-    def parameter(self, offset: int, kind: Any) -> Lanes:
-        """A scalar of the parameters."""
+    def parameter(self, offset: Lanes, kind: Any) -> Lanes:
+        """A scalar of the parameters, the same for all lanes."""
         size = np.dtype(kind).itemsize
+        if np.ndim(offset) or not 0 <= offset <= self._parameters.size - size:
+            raise Fault("a parameter chosen by the lane, or outside the parameters")
         return self._parameters[offset : offset + size].view(kind)[0]
 
     def load(self, at: int, space: str, where: Lanes, mask: Lanes, kind: Any, count: int) -> Lanes:

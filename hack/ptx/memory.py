@@ -57,7 +57,7 @@ class Memory:
     def place(self, name: str, values: NDArray[Any]) -> int:
         """Copy an array in; its address."""
         start, size = self._top, values.nbytes
-        self._top = -(-(start + size) // PAGE + 1) * PAGE + PAGE
+        self._top = (-(-(start + size) // PAGE) + 1) * PAGE
         if self._top > _CAPACITY:
             raise ValueError(f"{name}: the interpreter holds {_CAPACITY} bytes in all")
         self._bytes[start : start + size] = np.ascontiguousarray(values).reshape(-1).view(np.uint8)

@@ -17,6 +17,7 @@ KINDS = {
     **{"f16": "f2", "f32": "f4", "f64": "f8", "bf16": "u2", "bf16x2": "u4", "f16x2": "u4"},
     "pred": "b1",
 }
+CARRY = "%carry"  # the flag of add.cc and sub.cc
 _REGISTER = re.compile(r"%[\w$]+(?:\.[xyz])?")
 _NO_RESULT = {"st", "red", "cp", "bar", "barrier", "bra", "ret", "exit", "membar", "fence"}
 
@@ -38,8 +39,10 @@ def address(operand: str) -> tuple[str, int]:
 
 def registers_of(instruction: Instruction) -> tuple[list[str], list[str]]:
     """Registers written, registers read; special ones among the latter do no harm."""
-    written: list[str] = []
+    written = [CARRY] if "cc" in instruction.modifiers else []
     read = [instruction.predicate] if instruction.predicate else []
+    if instruction.base in ("addc", "subc"):
+        read.append(CARRY)
     for at, operand in enumerate(instruction.operands):
         names = _REGISTER.findall(operand)
         if at == 0 and instruction.base not in _NO_RESULT:

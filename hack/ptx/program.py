@@ -56,10 +56,11 @@ class Kernel:
     name: str
     parameters: dict[str, tuple[int, int]] = field(default_factory=dict)  # offset, size
     parameter_bytes: int = 0
-    registers: dict[str, str] = field(default_factory=dict)  # "%r" or a whole name -> "b32"
+    # "%r" or a whole name -> "b32"
+    registers: dict[str, str] = field(default_factory=lambda: {"%carry": "pred"})
     shared: dict[str, tuple[int, int]] = field(default_factory=dict)  # offset, size
     shared_bytes: int = 0  # of static variables, with their gaps
-    dynamic: str | None = None  # the name of the `.extern .shared` array
+    dynamic: tuple[str, ...] = ()  # names of `.extern .shared` arrays: all the same place
     threads: int = 0  # .maxntid
     instructions: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)  # index of an instruction
@@ -80,7 +81,7 @@ class Program:
         externs = re.findall(r"\.extern \.shared (?:\.align \d+ )?\.b8 ([\w$]+)\[\];", text)
         self.kernels: dict[str, Kernel] = {}
         for found in re.finditer(r"\.entry\s+([\w$]+)\s*\(([^)]*)\)([^{]*)\{", text):
-            kernel = Kernel(found[1], dynamic=externs[0] if externs else None)
+            kernel = Kernel(found[1], dynamic=tuple(externs))
             if threads := re.search(r"\.maxntid\s+(\d+)", found[3]):
                 kernel.threads = int(threads[1])
             _read_parameters(kernel, found[2])
@@ -156,7 +157,7 @@ class _Body:
                 if ranged := re.fullmatch(r"(%\w+?)<\d+>", name):
                     kernel.registers[ranged[1]] = found[1]
                 else:
-                    full = f"%scope{self._opened}_{name}" if self._scopes else name
+                    full = f"%scope{self._opened}_{name.lstrip(chr(37))}" if self._scopes else name
                     kernel.registers[full] = found[1]
                     if self._scopes:
                         self._scopes[-1][name] = full

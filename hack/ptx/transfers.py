@@ -46,10 +46,10 @@ def _load(writer: Writer, instruction: Instruction) -> bool:
     base, offset = address(source)
     kind = KINDS[instruction.modifiers[-1]]
     if space == "param":
-        offset += writer.kernel.parameters[base][0]
+        start = writer.read(base, "i8")
         for at, target in enumerate(vector(targets)):
-            size = int(kind[1:])
-            writer.write(target, kind, f"X.parameter({offset + at * size}, {kind})")
+            place = offset + at * int(kind[1:])
+            writer.write(target, kind, f"X.parameter({start} + {place}, {kind})")
         return True
     where = _address(writer, base, offset)
     writer.line(

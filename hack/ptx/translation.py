@@ -165,8 +165,10 @@ class Writer:
             return f"X.special('{operand}').astype({kind})"
         if operand in self.kernel.shared:
             return self._translator.constant(np.dtype(kind).type(self.kernel.shared[operand][0]))
-        if operand == self.kernel.dynamic:
+        if operand in self.kernel.dynamic:
             return self._translator.constant(np.dtype(kind).type(self.kernel.shared_bytes))
+        if operand in self.kernel.parameters:
+            return self._translator.constant(np.dtype(kind).type(self.kernel.parameters[operand][0]))
         return self._translator.constant(literal(operand, kind))
 
     def write(self, register: str, kind: str, expression: str) -> None:
