@@ -26,8 +26,8 @@ size_t attention_workspace(int heads, int kv_heads, int head_dim, int max_length
 }
 
 int attention_blocks(int head_dim, int processors, size_t shared_bytes) {
-  const size_t block =
-      RESERVED_SHARED + (head_dim == 128 ? AttentionLayout<128>::BYTES : AttentionLayout<64>::BYTES);
+  const size_t block = RESERVED_SHARED +
+                       (head_dim == 128 ? AttentionLayout<128>::BYTES : AttentionLayout<64>::BYTES);
   const int blocks = static_cast<int>(shared_bytes / block);
   return processors * (blocks < 1 ? 1 : blocks > RESIDENT_BLOCKS ? RESIDENT_BLOCKS : blocks);
 }
