@@ -1,7 +1,7 @@
 // Whole decode steps of a Llama model, whose tensors come as GGUF rows under their GGUF names.
-// Sources: csrc/cuda/step.cpp csrc/cuda/embedding.cu csrc/cuda/gemm.cu csrc/cuda/gemm_bf16.cu
-// csrc/cuda/gemm_q8_0.cu csrc/cuda/gemm_q4_0.cu csrc/cuda/gemm_q4_1.cu csrc/cuda/weights.cpp
-// csrc/cuda/attention.cu csrc/cuda/sampling.cu
+// clang-format off
+// Sources: csrc/cuda/step.cpp csrc/cuda/embedding.cu csrc/cuda/gemm.cu csrc/cuda/gemm_bf16.cu csrc/cuda/gemm_q8_0.cu csrc/cuda/gemm_q4_0.cu csrc/cuda/gemm_q4_1.cu csrc/cuda/weights.cpp csrc/cuda/attention.cu csrc/cuda/sampling.cu
+// clang-format on
 #include "../../csrc/cuda/step.h"
 
 #include <string.h>
