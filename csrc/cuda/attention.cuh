@@ -69,7 +69,7 @@ struct AttentionShare {
 
   const AttentionArgs& args;
   int thread, head, chunk, group;
-  int record_words;  // of a split's result: statistics, then [group][D] float
+  int record_words;  // of a split's result: statistics, then [group][half chunk][chunk] quads
 
   SW_DEVICE explicit AttentionShare(const AttentionArgs& args)
       : args(args),
@@ -90,10 +90,12 @@ struct AttentionShare {
     return reinterpret_cast<Words*>(args.partials) + static_cast<size_t>(number) * record_words;
   }
 
-  // q, rotated and scaled, as two bf16 in shared memory; heads beyond the group are 0.
-  SW_DEVICE void leave_query(const AttentionItem& item, Words* queries) const {
+  // q, rotated and scaled, as two bf16 a number, in the order of the score product's fragments:
+  // step s of lane 4 head + t has dimensions 32 (s / 2) + 8t + 4 (s % 2) + {0..3}, upper and lower
+  // parts of each pair in turn. Heads beyond the group are 0.
+  SW_DEVICE void leave_query(const AttentionItem& item, Words* query) const {
     if (head >= GROUP) return;
-    Words high = {}, low = {};
+    Words parts[2] = {};
     if (is_used()) {
       float x[8];
       rotated_chunk<D>(args, item.length - 1,
@@ -101,11 +103,12 @@ struct AttentionShare {
       const float scale = LOG2_E * (D == 128 ? 0.08838834764831845f : 0.125f);
       SW_UNROLL
       for (int i = 0; i < 4; ++i)
-        split_pair(x[2 * i] * scale, x[2 * i + 1] * scale, &high[i], &low[i]);
+        split_pair(x[2 * i] * scale, x[2 * i + 1] * scale, &parts[i / 2][i % 2 * 2],
+                   &parts[i / 2][i % 2 * 2 + 1]);
     }
-    const int at = head * Layout::CHUNKS + swizzled(head, chunk);
-    store_vector(queries + at, high);
-    store_vector(queries + GROUP * Layout::CHUNKS + at, low);
+    Words* const to = query + chunk / 4 * 64 + 4 * head + chunk % 4;
+    store_vector(to, parts[0]);
+    store_vector(to + 32, parts[1]);
   }
 
   SW_DEVICE void add_warps(const Words* shared, const Softmax* statistics, Merged* to) const {
@@ -121,9 +124,9 @@ struct AttentionShare {
     Floats parts[2];
     SW_UNROLL
     for (int i = 0; i < 8; ++i) parts[i / 4][i % 4] = merged.values[i];
-    Words* const values = to + STATISTICS / 4 + head * (D / 4) + 2 * chunk;
+    Words* const values = to + STATISTICS / 4 + head * (D / 4) + chunk;
     store_vector(values, parts[0]);
-    store_vector(values + 1, parts[1]);
+    store_vector(values + Layout::CHUNKS, parts[1]);
     if (chunk == 0) store_vector(reinterpret_cast<Softmax*>(to) + head, merged.total);
   }
 
@@ -142,9 +145,9 @@ struct AttentionShare {
       barrier();
       for (int i = 0; is_used() && i < count; ++i) {
         const Words* part = shared + i * record_words;
-        const Words* row = part + STATISTICS / 4 + head * (D / 4) + 2 * chunk;
+        const Words* row = part + STATISTICS / 4 + head * (D / 4) + chunk;
         to->add(reinterpret_cast<const Softmax*>(part)[head], load_vector<Floats>(row),
-                load_vector<Floats>(row + 1));
+                load_vector<Floats>(row + Layout::CHUNKS));
       }
       barrier();
     }
@@ -158,8 +161,8 @@ void paged_attention(AttentionArgs args, int tokens) {
   SW_DYNAMIC_SHARED(Words, shared);
   SW_SHARED(Softmax, statistics, ATTENTION_WARPS * GROUP);
   SW_SHARED(unsigned, arrived, 1);
-  Words* const queries = shared + Layout::STAGE_WORDS;
-  Words* const appended = queries + Layout::QUERY_WORDS;
+  Words* const query = shared + Layout::STAGE_WORDS;
+  Words* const appended = query + Layout::QUERY_WORDS;
   const int lane = static_cast<int>(thread_index() % 32);
   // Through a shuffle, so that nvcc sees that it is the same in the whole warp.
   const int warp = shuffle(static_cast<int>(thread_index() / 32), 0);
@@ -176,10 +179,10 @@ void paged_attention(AttentionArgs args, int tokens) {
     AttentionWarp<D> work(args, item, shared, warp, lane);
     for (int i = 0; i < STAGES; ++i)
       for (int which = 0; which < 2; ++which) work.fetch(i, which);
-    share.leave_query(item, queries);
+    share.leave_query(item, query);
     work.append(appended);
     barrier();
-    work.run(queries, appended);
+    work.run(query, appended);
     work.leave(statistics);
     barrier();
 

@@ -32,7 +32,7 @@ struct AttentionLayout {
   static constexpr int PAGE_WORDS = PAGE_POSITIONS * CHUNKS;  // of K or of V
   static constexpr int WARP_WORDS = STAGES * 2 * PAGE_WORDS;
   static constexpr int STAGE_WORDS = ATTENTION_WARPS * WARP_WORDS;
-  static constexpr int QUERY_WORDS = 2 * GROUP * CHUNKS;
+  static constexpr int QUERY_WORDS = 2 * D;          // of each step of 16 dimensions, a word a lane
   static constexpr int APPENDED_WORDS = 2 * CHUNKS;  // the new token's k and v
   static constexpr size_t BYTES = sizeof(Words) * (STAGE_WORDS + QUERY_WORDS + APPENDED_WORDS);
 };
@@ -131,8 +131,7 @@ struct AttentionWarp {
     if (lane < count)
       page = args.page_table[row + item.split * (SPLIT_POSITIONS / PAGE_POSITIONS) + lane];
     SW_UNROLL
-    for (int i = 0; i < TILES; ++i) SW_UNROLL
-    for (int j = 0; j < 4; ++j) values[i][j] = 0;
+    for (int j = 0; j < 4 * TILES; ++j) values[j / 4][j % 4] = 0;
   }
 
   SW_DEVICE int first_position(int i) const {
@@ -142,6 +141,9 @@ struct AttentionWarp {
   SW_DEVICE Words* stage(int i, int which) const {
     return stages + (static_cast<unsigned>(i) % STAGES * 2 + which) * PAGE_WORDS;
   }
+
+  // Where 16-byte piece `chunk` of a row lies in its stage.
+  SW_DEVICE static int place_of(int row, int chunk) { return row * CHUNKS + swizzled(row, chunk); }
 
   // The new token's row of the warp's page i; 16 or more where it is in a later page.
   SW_DEVICE int new_row(int i) const { return item.length - 1 - first_position(i); }
@@ -156,16 +158,15 @@ struct AttentionWarp {
   SW_DEVICE void fetch(int i, int which) {
     const bfloat16* from = args.pool + pool_row(i, which) * D + lane * 8;
     Words* to = stage(i, which);
-    const int end = new_row(i);
-    if (i < pages) {
+    const int end = new_row(i), row = lane / CHUNKS, chunk = lane % CHUNKS;
+    if (i < pages && end >= PAGE_POSITIONS) {
       SW_UNROLL
+      for (int word = 0; word < PAGE_WORDS; word += 32)
+        copy_async_16(to + place_of(word / CHUNKS + row, chunk), from + word * 8);
+    } else if (i < pages) {
       for (int word = 0; word < PAGE_WORDS; word += 32) {
-        const int row = word / CHUNKS + lane / CHUNKS;
-        Words* piece = to + row * CHUNKS + swizzled(row, lane % CHUNKS);
-        if (end >= PAGE_POSITIONS)
-          copy_async_16(piece, from + word * 8);
-        else if (row != end)
-          copy_async_16(piece, from + word * 8, row < end);
+        const int at = word / CHUNKS + row;
+        if (at != end) copy_async_16(to + place_of(at, chunk), from + word * 8, at < end);
       }
     }
     commit_copies();
@@ -195,34 +196,33 @@ struct AttentionWarp {
   SW_DEVICE void place(int i, const Words* appended) {
     const int row = new_row(i), which = lane / CHUNKS, chunk = lane % CHUNKS;
     if (row < PAGE_POSITIONS && which < 2)
-      store_vector(stage(i, which) + row * CHUNKS + swizzled(row, chunk),
-                   load_vector<Words>(appended + lane));
+      store_vector(stage(i, which) + place_of(row, chunk), load_vector<Words>(appended + lane));
   }
 
   // Scores of 16 positions -> e^(score - max): this lane's are of head lane / 4 at positions
   // 8 tile + 2 (lane % 4) + {0, 1}.
-  SW_DEVICE void weigh(int i, const Words* queries, float (&weights)[2][2]) {
-    const Words* keys = stage(i, 0);
+  SW_DEVICE void weigh(int i, const Words* query, float (&weights)[2][2]) {
     const int g = lane / 4, t = lane % 4, visible = item.length - first_position(i);
+    // Row 8 + g is swizzled as row g, and piece 8 + c lies 8 behind piece c.
+    const Words* const keys[2] = {stage(i, 0) + place_of(g, t), stage(i, 0) + place_of(g, 4 + t)};
+    float d[2][4] = {};  // rows 0-7: of q's upper parts, 8-15: of its lower parts
+    SW_UNROLL
+    for (int step = 0; step < D / 32; ++step) {
+      const Words q0 = load_vector<Words>(query + 64 * step + lane);
+      const Words q1 = load_vector<Words>(query + 64 * step + 32 + lane);
+      SW_UNROLL
+      for (int tile = 0; tile < 2; ++tile) {
+        const Words k = load_vector<Words>(keys[step % 2] + step / 2 * 8 + tile * 8 * CHUNKS);
+        mma_bf16_16x8x16(d[tile], q0.v, {k[0], k[1]});
+        mma_bf16_16x8x16(d[tile], q1.v, {k[2], k[3]});
+      }
+    }
     float most = max;
     SW_UNROLL
-    for (int tile = 0; tile < 2; ++tile) {
-      const int row = 8 * tile + g;
-      float d[4] = {0, 0, 0, 0};  // rows 0-7: q's upper parts, 8-15: its lower parts
-      SW_UNROLL
-      for (int step = 0; step < D / 32; ++step) {
-        const Words k = load_vector<Words>(keys + row * CHUNKS + swizzled(row, 4 * step + t));
-        const Words high = load_vector<Words>(queries + g * CHUNKS + swizzled(g, 4 * step + t));
-        const Words low =
-            load_vector<Words>(queries + (GROUP + g) * CHUNKS + swizzled(g, 4 * step + t));
-        mma_bf16_16x8x16(d, {high[0], low[0], high[1], low[1]}, {k[0], k[1]});
-        mma_bf16_16x8x16(d, {high[2], low[2], high[3], low[3]}, {k[2], k[3]});
-      }
-      SW_UNROLL
-      for (int j = 0; j < 2; ++j) {
-        weights[tile][j] = 8 * tile + 2 * t + j < visible ? d[j] + d[j + 2] : NOTHING;
-        most = maximum(most, weights[tile][j]);
-      }
+    for (int j = 0; j < 4; ++j) {
+      const float score = d[j / 2][j % 2] + d[j / 2][j % 2 + 2];
+      weights[j / 2][j % 2] = 2 * t + j % 2 + j / 2 * 8 < visible ? score : NOTHING;
+      most = maximum(most, weights[j / 2][j % 2]);
     }
     most = maximum(most, shuffle_xor(most, 1));
     most = maximum(most, shuffle_xor(most, 2));
@@ -230,24 +230,23 @@ struct AttentionWarp {
     max = most;
     sum *= before;
     SW_UNROLL
-    for (int tile = 0; tile < 2; ++tile) SW_UNROLL
-    for (int j = 0; j < 2; ++j) {
-      weights[tile][j] = exp2(weights[tile][j] - most);
-      sum += weights[tile][j];
+    for (int j = 0; j < 4; ++j) {
+      weights[j / 2][j % 2] = exp2(weights[j / 2][j % 2] - most);
+      sum += weights[j / 2][j % 2];
     }
     // Values are kept by columns: heads 2t and 2t + 1.
     const float before0 = shuffle(before, 8 * t), before1 = shuffle(before, 8 * t + 4);
     SW_UNROLL
-    for (int tile = 0; tile < TILES; ++tile) SW_UNROLL
-    for (int j = 0; j < 4; ++j) values[tile][j] *= j % 2 ? before1 : before0;
+    for (int j = 0; j < 4 * TILES; ++j) values[j / 4][j % 4] *= j % 2 ? before1 : before0;
   }
 
   // values += V^T weights: rows of the product are dimensions, columns heads. Tile 4 half + n has
   // dimensions 64 half + 8g + n in rows g and 64 half + 8g + 4 + n in rows g + 8, so that a lane's
   // share of a row of V is 16 bytes; it needs them of positions 2t, 2t + 1, 2t + 8, 2t + 9.
   SW_DEVICE void add_values(int i, const float (&weights)[2][2]) {
-    const Words* from = stage(i, 1);
     const int g = lane / 4, t = lane % 4;
+    const Words* const rows[2] = {stage(i, 1) + place_of(2 * t, g),
+                                  stage(i, 1) + place_of(2 * t + 1, g)};
     uint32_t high[2], low[2];
     SW_UNROLL
     for (int tile = 0; tile < 2; ++tile)
@@ -256,10 +255,8 @@ struct AttentionWarp {
     for (int half = 0; half < D / 64; ++half) {
       Words v[4];
       SW_UNROLL
-      for (int j = 0; j < 4; ++j) {
-        const int row = 2 * t + j % 2 + j / 2 * 8;
-        v[j] = load_vector<Words>(from + row * CHUNKS + swizzled(row, 8 * half + g));
-      }
+      for (int j = 0; j < 4; ++j)
+        v[j] = load_vector<Words>(rows[j % 2] + 8 * half + j / 2 * 8 * CHUNKS);
       SW_UNROLL
       for (int n = 0; n < 4; ++n) {
         uint32_t a[4];
@@ -275,13 +272,13 @@ struct AttentionWarp {
     }
   }
 
-  SW_DEVICE void run(const Words* queries, const Words* appended) {
+  SW_DEVICE void run(const Words* query, const Words* appended) {
     for (int i = 0; i < pages; ++i) {
       float weights[2][2];
       wait_copies<2 * STAGES - 1>();
       place(i, appended);
       warp_barrier();
-      weigh(i, queries, weights);
+      weigh(i, query, weights);
       wait_copies<2 * STAGES - 2>();
       warp_barrier();
       add_values(i, weights);
@@ -297,8 +294,8 @@ struct AttentionWarp {
   SW_DEVICE void leave(Softmax* statistics) {
     const int g = lane / 4, t = lane % 4;
     SW_UNROLL
-    for (int half = 0; half < D / 64; ++half) SW_UNROLL
-    for (int j = 0; j < 4; ++j) {
+    for (int part = 0; part < TILES; ++part) {
+      const int half = part / 4, j = part % 4;
       const int head = 2 * t + j % 2, quad = 16 * half + 2 * g + j / 2;
       Floats x;
       SW_UNROLL
