@@ -12,7 +12,8 @@
 //                                 blocks wait for each other; refused when they do not fit)
 //                                 A kernel with commas goes in brackets: SW_LAUNCH((f<1, 2>), ...).
 //                                 block is a multiple of 32; grid an Index3 or a number.
-//   SW_SHARED(T, name, n)         n elements of shared memory, aligned to 16 bytes, uninitialised
+//   SW_SHARED(T, name, n)         n elements of shared memory, aligned to 16 bytes, uninitialised;
+//                                 lambdas capture it by reference
 //   SW_DYNAMIC_SHARED(T, name)    the launch's shared_bytes, aligned to 16 bytes
 //   SW_UNROLL                     before a loop
 //
@@ -42,7 +43,7 @@
 //                                 Nothing may be left in flight when a thread ends.
 //
 // Atomics, on global or shared memory
-//   atomic_add_relaxed(p, v)      -> old value; unsigned, int, float
+//   atomic_add_relaxed(p, v)      -> old value; unsigned, int, uint64_t, float
 //   atomic_max_relaxed(p, v)      -> old value; unsigned, uint64_t
 //   atomic_add_acq_rel(p, v)      -> old value; unsigned. Behind a barrier() it publishes what the
 //                                 whole block wrote; in front of one it fetches for the block
@@ -51,13 +52,14 @@
 //
 // Numbers
 //   bfloat16, to_float, to_bfloat16 (nearest even), pack_bfloat16(lo, hi), half_to_float
-//   mask_or(w, mask, bits)       w & mask | bits, one instruction
+//   mask_or(w, mask, bits)        w & mask | bits, one instruction
 //   nibbles_to_bfloat16(w, shift) bits 0-3 and 16-19 of w >> shift as two bf16: 128 + q, exact
 //   sub_bfloat16x2(a, b)          two bf16 at once, each result rounded once
-//   exp2, log2, rsqrt, fma, sqrt, minimum, maximum, absolute, floor, bit_cast, popcount,
-//   leading_zeros, multiply_high
+//   exp2, log2, exp, log, rsqrt, fma, sqrt, minimum, maximum, absolute, floor, bit_cast,
+//   popcount, leading_zeros, multiply_high
 //     exp2 and rsqrt of float have a relative error of at most 2^-21 on either back end, not the
-//     same bits. fma, sqrt and double arithmetic are correctly rounded on both; no expression is
+//     same bits; on the device what is below 2^-126 may become 0. exp, exp2, log and log2 of double
+//     are within 2 ulp. fma, sqrt and the operators are correctly rounded on both; no expression is
 //     contracted by itself (-ffp-contract=off, -fmad=false).
 #pragma once
 #include <stddef.h>
@@ -81,7 +83,8 @@ using servewright::bfloat16;
 
 struct Index3 {
   unsigned x, y, z;
-  SW_ANY constexpr Index3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+  SW_ANY constexpr Index3(unsigned x = 1, unsigned y = 1, unsigned z = 1)
+      : x(x), y(y), z(z) {}
 };
 
 template <class T, int N>

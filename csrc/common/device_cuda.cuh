@@ -9,7 +9,7 @@
 #define SW_KERNEL(threads, blocks_per_sm) __global__ __launch_bounds__(threads, blocks_per_sm)
 #define SW_DEVICE __device__ __forceinline__
 #define SW_SHARED(T, name, n) __shared__ __align__(16) T name[n]
-#define SW_DYNAMIC_SHARED(T, name)                                \
+#define SW_DYNAMIC_SHARED(T, name)                                    \
   extern __shared__ __align__(16) unsigned char sw_dynamic_shared_[]; \
   T* const name = reinterpret_cast<T*>(sw_dynamic_shared_)
 #define SW_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
@@ -108,6 +108,10 @@ template <class T>
 SW_DEVICE T atomic_add_relaxed(T* p, T value) {
   return atomicAdd(p, value);
 }
+SW_DEVICE uint64_t atomic_add_relaxed(uint64_t* p, uint64_t value) {
+  return atomicAdd(reinterpret_cast<unsigned long long*>(p),
+                   static_cast<unsigned long long>(value));
+}
 SW_DEVICE unsigned atomic_max_relaxed(unsigned* p, unsigned value) { return atomicMax(p, value); }
 SW_DEVICE uint64_t atomic_max_relaxed(uint64_t* p, uint64_t value) {
   return atomicMax(reinterpret_cast<unsigned long long*>(p),
@@ -115,7 +119,10 @@ SW_DEVICE uint64_t atomic_max_relaxed(uint64_t* p, uint64_t value) {
 }
 SW_DEVICE unsigned atomic_add_acq_rel(unsigned* p, unsigned value) {
   unsigned old;
-  asm volatile("atom.acq_rel.gpu.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(value) : "memory");
+  asm volatile("atom.acq_rel.gpu.add.u32 %0, [%1], %2;"
+               : "=r"(old)
+               : "l"(p), "r"(value)
+               : "memory");
   return old;
 }
 SW_DEVICE unsigned load_acquire(const unsigned* p) {
@@ -151,8 +158,7 @@ SW_DEVICE uint32_t nibbles_to_bfloat16(uint32_t word, int shift) {
   return mask_or(word >> shift, 0x000f000fu, 0x43004300u);  // 0x4300: 128, its last bit worth 1
 }
 SW_DEVICE uint32_t sub_bfloat16x2(uint32_t a, uint32_t b) {
-  return bit_cast<uint32_t>(
-      __hsub2_rn(bit_cast<__nv_bfloat162>(a), bit_cast<__nv_bfloat162>(b)));
+  return bit_cast<uint32_t>(__hsub2_rn(bit_cast<__nv_bfloat162>(a), bit_cast<__nv_bfloat162>(b)));
 }
 SW_DEVICE float exp2(float x) {
   float y;

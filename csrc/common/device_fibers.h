@@ -1,7 +1,7 @@
 // The device vocabulary on the CPU, over csrc/emulator. device.cuh says what the words promise.
 //
-// What touches a kernel's memory is written here, in headers, so that the sanitizers the kernels are
-// compiled with see it; everything else is in the emulator's own files, which they do not see.
+// What touches a kernel's memory is written here, in headers, so that the sanitizers the kernels
+// are compiled with see it; everything else is in the emulator's own files, which they do not see.
 #pragma once
 #include <math.h>
 #include <string.h>
@@ -11,20 +11,18 @@
 #define SW_KERNEL(threads, blocks_per_sm) inline
 #define SW_DEVICE inline
 #define SW_UNPAREN_(...) __VA_ARGS__
-#define SW_SHARED(T, name, n)                                                    \
-  static const char name##_key_ = 0;                                             \
-  T(&name)[n] = *static_cast<T(*)[n]>(                                           \
-      ::servewright::emulator::shared(&name##_key_, sizeof(T) * (n), #name))
+#define SW_SHARED(T, name, n)        \
+  static const char name##_key_ = 0; \
+  auto& name =                       \
+      *static_cast<T(*)[n]>(::servewright::emulator::shared(&name##_key_, sizeof(T) * (n), #name))
 #define SW_DYNAMIC_SHARED(T, name) \
   T* const name = static_cast<T*>(::servewright::emulator::dynamic_shared())
-#define SW_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                              \
-  ::servewright::device::launch(#kernel, grid, block, shared_bytes, stream, false, [&] {       \
-    (kernel)(__VA_ARGS__);                                                                     \
-  })
-#define SW_LAUNCH_RESIDENT(kernel, grid, block, shared_bytes, stream, ...)                     \
-  ::servewright::device::launch(#kernel, grid, block, shared_bytes, stream, true, [&] {        \
-    (kernel)(__VA_ARGS__);                                                                     \
-  })
+#define SW_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                  \
+  ::servewright::device::launch(#kernel, grid, block, shared_bytes, stream, false, \
+                                [&] { (kernel)(__VA_ARGS__); })
+#define SW_LAUNCH_RESIDENT(kernel, grid, block, shared_bytes, stream, ...)        \
+  ::servewright::device::launch(#kernel, grid, block, shared_bytes, stream, true, \
+                                [&] { (kernel)(__VA_ARGS__); })
 // Where a word stands, for reports and to see that threads meet at the same one.
 #define SW_LINE ::servewright::emulator::Line line = {__builtin_FILE(), __builtin_LINE()}
 
@@ -33,8 +31,9 @@ namespace servewright::device {
 template <class Body>
 int launch(const char* kernel, Index3 grid, unsigned block, size_t shared_bytes, void* /*stream*/,
            bool resident, const Body& body) {
-  return emulator::launch({kernel, {grid.x, grid.y, grid.z}, block, shared_bytes, resident},
-                          [](const void* b) { (*static_cast<const Body*>(b))(); }, &body);
+  return emulator::launch(
+      {kernel, {grid.x, grid.y, grid.z}, block, shared_bytes, resident},
+      [](const void* b) { (*static_cast<const Body*>(b))(); }, &body);
 }
 
 inline unsigned thread_index() { return emulator::here->thread; }
@@ -131,15 +130,15 @@ inline float atomic_add_relaxed(float* p, float value) {
     memcpy(&before, &old, 4);
     after = before + value;
     memcpy(&wanted, &after, 4);
-  } while (!__atomic_compare_exchange_n(bits, &old, wanted, false, __ATOMIC_RELAXED,
-                                        __ATOMIC_RELAXED));
+  } while (
+      !__atomic_compare_exchange_n(bits, &old, wanted, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
   return before;
 }
 template <class T>
 T atomic_max_relaxed(T* p, T value) {
   T old = __atomic_load_n(p, __ATOMIC_RELAXED);
-  while (old < value && !__atomic_compare_exchange_n(p, &old, value, false, __ATOMIC_RELAXED,
-                                                     __ATOMIC_RELAXED)) {
+  while (old < value &&
+         !__atomic_compare_exchange_n(p, &old, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
   }
   return old;
 }
@@ -175,7 +174,9 @@ inline float half_to_float(uint16_t x) {
   const float small = static_cast<float>(fraction) * 0x1p-24f;
   return sign ? -small : small;
 }
-inline uint32_t mask_or(uint32_t word, uint32_t mask, uint32_t bits) { return (word & mask) | bits; }
+inline uint32_t mask_or(uint32_t word, uint32_t mask, uint32_t bits) {
+  return (word & mask) | bits;
+}
 inline uint32_t nibbles_to_bfloat16(uint32_t word, int shift) {
   return ((word >> shift) & 0x000f000fu) | 0x43004300u;
 }

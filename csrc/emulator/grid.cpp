@@ -35,6 +35,12 @@ void (*running_body)(const void*) = nullptr;
 const void* running_arguments = nullptr;
 Edge grid_end;  // all threads of a grid happen before what the host does next
 
+// As the launch names it, without the brackets of one with commas.
+std::string kernel_name() {
+  const std::string name = running->kernel;
+  return name.front() == '(' ? name.substr(1, name.size() - 2) : name;
+}
+
 void entry() {
   Thread* thread = current;
   thread->fiber.arrived();
@@ -83,12 +89,11 @@ std::string ranges(const std::vector<unsigned>& numbers) {
 }
 
 [[noreturn]] void stuck(const std::string& what, const std::vector<Block*>& blocks) {
-  std::string answer = what + " in kernel " + running->kernel;
+  std::string answer = what + " in kernel " + kernel_name();
   for (const Block* block : blocks) {
     if (!block->left) continue;
     std::map<std::string, std::vector<unsigned>> states;
-    for (const Thread& thread : block->threads)
-      states[state(thread)].push_back(thread.here.thread);
+    for (const Thread& thread : block->threads) states[state(thread)].push_back(thread.here.thread);
     answer += "\n  block " + text(block->place) + ":";
     for (const auto& [name, threads] : states)
       answer += "\n    threads " + ranges(threads) + " " + name;
@@ -168,7 +173,7 @@ std::string text(Line line) {
 
 std::string position() {
   if (!running) return "";
-  std::string answer = std::string("kernel ") + running->kernel;
+  std::string answer = "kernel " + kernel_name();
   if (here) answer += ", block " + text(here->block) + ", thread " + std::to_string(here->thread);
   return answer;
 }

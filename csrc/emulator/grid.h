@@ -3,12 +3,13 @@
 // No two threads run in lockstep, so what a kernel assumes of a warp without saying so breaks here.
 // This is what device_fibers.h is written over; kernels never see it.
 //
-// Order: threads (and blocks) are resumed ascending, descending or shuffled, pass after pass. A pass
-// in which nobody can go on is a deadlock. Blocks run one after the other, or all together when the
-// launch is resident.
+// Order: threads (and blocks) are resumed ascending, descending or shuffled, pass after pass. A
+// pass in which nobody can go on is a deadlock. Blocks run one after the other, or all together
+// when the launch is resident.
 //
-// Stricter than the device, on purpose: every thread of the block takes part in each barrier, at the
-// same source line; all 32 lanes in each word of the warp; async copies may not be left in flight.
+// Stricter than the device, on purpose: every thread of the block takes part in each barrier, at
+// the same source line; all 32 lanes in each word of the warp; async copies may not be left in
+// flight.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>

@@ -85,7 +85,8 @@ std::string Array::damage() const {
   const char* first = mapping_ + PAGE;
   const char* last = mapping_ + mapped_ - PAGE;
   if (!fresh(first, data_)) return "bytes before array " + name_ + " were written";
-  if (!fresh(data_ + bytes_, last)) return "bytes behind the end of array " + name_ + " were written";
+  if (!fresh(data_ + bytes_, last))
+    return "bytes behind the end of array " + name_ + " were written";
   for (size_t i = 0; i < read_.size(); ++i)
     if (read_[i] && written_at(data_ + 16 * i))
       return "load_16 has read " + describe(data_ + 16 * i) + ", which the same launch writes";
@@ -124,7 +125,8 @@ std::string describe(const void* address) {
          std::to_string(array->bytes()) + " bytes)";
 }
 
-SharedMemory::SharedMemory(size_t dynamic_bytes) : used_(GAP), dynamic_bytes_(dynamic_bytes) {
+SharedMemory::SharedMemory(size_t dynamic_bytes)
+    : used_(GAP), dynamic_bytes_(dynamic_bytes) {
   if (dynamic_bytes > DYNAMIC_LIMIT)
     fault("%zu bytes of dynamic shared memory; at most %zu fit", dynamic_bytes, DYNAMIC_LIMIT);
   arena_ = static_cast<char*>(aligned_alloc(GAP, ARENA));
@@ -178,7 +180,8 @@ bool SharedMemory::holds(const void* address, size_t bytes) const {
 
 bool SharedMemory::near(const void* address) const {
   const char* p = static_cast<const char*>(address);
-  return (p >= arena_ && p < arena_ + ARENA) || (mapping_ && p >= mapping_ && p < mapping_ + mapped_);
+  return (p >= arena_ && p < arena_ + ARENA) ||
+         (mapping_ && p >= mapping_ && p < mapping_ + mapped_);
 }
 
 std::string SharedMemory::damage() const {
@@ -187,7 +190,8 @@ std::string SharedMemory::damage() const {
     if (!fresh(v.begin + v.bytes, v.begin + up(v.bytes, GAP) + GAP))
       return std::string("bytes behind the end of shared variable ") + v.name + " were written";
   if (!dynamic_) return "";
-  if (!fresh(mapping_ + PAGE, dynamic_)) return "bytes before the dynamic shared memory were written";
+  if (!fresh(mapping_ + PAGE, dynamic_))
+    return "bytes before the dynamic shared memory were written";
   if (!fresh(dynamic_ + dynamic_bytes_, mapping_ + mapped_ - PAGE))
     return "bytes behind the end of the dynamic shared memory were written";
   return "";

@@ -26,7 +26,7 @@ class Array {
   size_t bytes() const { return bytes_; }
   const std::string& name() const { return name_; }
   Use use() const { return use_; }
-  void protect();              // no more writes, for an array that kernels read
+  void protect();                        // no more writes, for an array that kernels read
   bool near(const void* address) const;  // inside, or in its guards
   bool holds(const void* address, size_t bytes) const;
   // What is wrong with it after a launch, empty when nothing: bytes beside it were written, or

@@ -30,10 +30,11 @@ void meet(Meeting& meeting, const char* word, Line line, const Last& last) {
     meeting.first = thread->here.thread;
   } else if (meeting.line.line != line.line || !same(meeting.word, word) ||
              !same(meeting.line.file, line.file)) {
-    fault("threads that must meet are at different places: thread %u at %s (%s), thread %u at %s "
-          "(%s)",
-          meeting.first, meeting.word, text(meeting.line).c_str(), thread->here.thread, word,
-          text(line).c_str());
+    fault(
+        "threads that must meet are at different places: thread %u at %s (%s), thread %u at %s "
+        "(%s)",
+        meeting.first, meeting.word, text(meeting.line).c_str(), thread->here.thread, word,
+        text(line).c_str());
   }
   const uint64_t phase = meeting.phase;
   if (++meeting.arrived == meeting.members) {
@@ -56,7 +57,7 @@ void meet_and_publish(Meeting& meeting, const char* word, Line line) {
 }
 
 // The values that the warp's lanes gave.
-const uint64_t (&exchange(uint64_t value, const char* word, Line line))[WARP] {
+const uint64_t (&exchange(uint64_t value, const char* word, Line line)) [WARP] {
   Warp& w = warp();
   auto& values = w.values[w.meeting.phase & 1];
   values[lane()] = value;
@@ -87,8 +88,7 @@ void multiply(Fragments (&lanes)[WARP]) {
     for (unsigned half = 0; half < 2; ++half) {
       for (unsigned r = 0; r < 4; ++r)
         a[g + r % 2 * 8][2 * t + r / 2 * 8 + half] = half_of(lanes[i].a[r], half);
-      for (unsigned r = 0; r < 2; ++r)
-        b[2 * t + r * 8 + half][g] = half_of(lanes[i].b[r], half);
+      for (unsigned r = 0; r < 2; ++r) b[2 * t + r * 8 + half][g] = half_of(lanes[i].b[r], half);
     }
   }
   for (unsigned i = 0; i < WARP; ++i) {

@@ -84,9 +84,7 @@ class Emulated:
         for name, array in (arrays or {}).items():
             values[name] = np.ascontiguousarray(array).reshape(np.shape(array))
         for name, scalar in (scalars or {}).items():
-            values[name] = np.array(
-                scalar, np.float64 if isinstance(scalar, float) else np.int64
-            )
+            values[name] = np.array(scalar, np.float64 if isinstance(scalar, float) else np.int64)
         with tempfile.TemporaryDirectory() as folder:
             request, answer = Path(folder, "request"), Path(folder, "answer")
             request.write_bytes(_packed(values))

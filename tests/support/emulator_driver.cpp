@@ -25,7 +25,8 @@ std::map<std::string, Op>& ops() {
 
 class File {
  public:
-  File(const char* path, const char* mode) : file_(fopen(path, mode)) {
+  File(const char* path, const char* mode)
+      : file_(fopen(path, mode)) {
     if (!file_) fault("cannot open %s", path);
   }
   ~File() { fclose(file_); }
@@ -119,8 +120,7 @@ double Request::number(const std::string& name) const {
 
 char* Request::place(const std::string& name, const char* type, emulator::Use use) {
   Value& value = const_cast<Value&>(given(name));
-  if (value.type != type)
-    fault("%s: want %s, came %s", name.c_str(), type, value.type.c_str());
+  if (value.type != type) fault("%s: want %s, came %s", name.c_str(), type, value.type.c_str());
   if (value.array) fault("%s is asked for twice", name.c_str());
   value.array = std::make_unique<emulator::Array>(name, value.bytes.size(), use);
   memcpy(value.array->data(), value.bytes.data(), value.bytes.size());

@@ -27,9 +27,9 @@ using Shape = std::vector<int64_t>;
 
 template <class T>
 struct TypeName;
-#define SW_TYPE_NAME(T, text)                 \
-  template <>                                 \
-  struct TypeName<T> {                        \
+#define SW_TYPE_NAME(T, text)                  \
+  template <>                                  \
+  struct TypeName<T> {                         \
     static constexpr const char* value = text; \
   };
 SW_TYPE_NAME(int8_t, "int8")
@@ -97,10 +97,10 @@ class Request {
 using Op = void (*)(Request&);
 bool add_op(const char* name, Op op);
 
-#define SW_OP(name)                                                             \
-  static void run_##name(::servewright::driver::Request& request);              \
-  [[maybe_unused]] static const bool added_##name =                             \
-      ::servewright::driver::add_op(#name, run_##name);                         \
+#define SW_OP(name)                                                \
+  static void run_##name(::servewright::driver::Request& request); \
+  [[maybe_unused]] static const bool added_##name =                \
+      ::servewright::driver::add_op(#name, run_##name);            \
   static void run_##name(::servewright::driver::Request& request)
 
 }  // namespace servewright::driver

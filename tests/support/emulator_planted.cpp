@@ -24,10 +24,10 @@ SW_OP(sum_rows) {
 
 SW_OP(sum_columns) {
   const int rows = rows_of(request, "x");
-  request.check(planted::sum_columns(
-      request.input<float>("x"), request.workspace<float>("partials", rows * 64),
-      request.inout<uint32_t>("ticket"), request.output<float>("out", {64}), rows,
-      bug_of(request)));
+  request.check(planted::sum_columns(request.input<float>("x"),
+                                     request.workspace<float>("partials", rows * 64),
+                                     request.inout<uint32_t>("ticket"),
+                                     request.output<float>("out", {64}), rows, bug_of(request)));
 }
 
 SW_OP(stream_rows) {
@@ -37,17 +37,16 @@ SW_OP(stream_rows) {
 
 SW_OP(two_phases) {
   const int count = rows_of(request, "x");
-  request.check(planted::two_phases(
-      request.input<float>("x"), request.workspace<float>("between", count),
-      request.inout<uint32_t>("counter"), request.output<float>("out", {count}), count / 32,
-      bug_of(request)));
+  request.check(
+      planted::two_phases(request.input<float>("x"), request.workspace<float>("between", count),
+                          request.inout<uint32_t>("counter"), request.output<float>("out", {count}),
+                          count / 32, bug_of(request)));
 }
 
 SW_OP(rotate_warp) {
   const int count = rows_of(request, "x");
-  request.check(planted::rotate_warp(request.input<float>("x"),
-                                     request.output<float>("out", {count}), count,
-                                     bug_of(request)));
+  request.check(planted::rotate_warp(
+      request.input<float>("x"), request.output<float>("out", {count}), count, bug_of(request)));
 }
 
 SW_OP(multiply) {

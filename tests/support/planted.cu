@@ -175,8 +175,7 @@ int sum_columns(const float* x, float* partials, unsigned* ticket, float* out, i
 int stream_rows(const float* x, float* out, int stages, Bug bug) {
   return SW_LAUNCH(stream_rows_kernel, 1, THREADS, 0, nullptr, x, out, stages, bug);
 }
-int two_phases(const float* x, float* between, unsigned* counter, float* out, int blocks,
-               Bug bug) {
+int two_phases(const float* x, float* between, unsigned* counter, float* out, int blocks, Bug bug) {
   if (bug == Bug::NOT_RESIDENT)
     return SW_LAUNCH(two_phases_kernel, blocks, LANES, 0, nullptr, x, between, counter, out, bug);
   return SW_LAUNCH_RESIDENT(two_phases_kernel, blocks, LANES, 0, nullptr, x, between, counter, out,
