@@ -4,7 +4,7 @@
 namespace servewright::cuda {
 namespace {
 
-constexpr size_t RESERVED_SHARED = 2048;  // of a block: the driver's own 1 KB, statistics
+constexpr size_t RESERVED_SHARED = 2048;  // of a block: 1 KB the system takes, statistics
 
 constexpr int most_splits(int max_length) {
   return max_length < 1 ? 1 : (max_length + SPLIT_POSITIONS - 1) / SPLIT_POSITIONS;

@@ -10,11 +10,11 @@
 //          count the new token; length 0 is an empty slot: its row of `out` becomes 0, no page is
 //          touched. No position beyond a length and no table entry beyond its pages is read.
 // Fused    RoPE, append, scores, softmax, values, combine: 6 launches that write and read q, k, v.
-// Work     an item is a split of 256 positions of one KV head: 4 warps, 64 positions each. Blocks
+// Work     an item is a split of 256 positions of one KV head: 8 warps, 32 positions each. Blocks
 //          take items in turn, so any grid does; blocks without an item leave at once. The last
 //          block to finish a sequence's KV head, by a ticket of its own splits, merges them and
 //          resets the ticket for the next launch.
-// Order    pages of a warp ascending, warps 0..3, splits ascending: the length alone decides it.
+// Order    pages of a warp ascending, warps 0..7, splits ascending: the length alone decides it.
 //          Batch, grid, pages and max_length do not change a sequence's bits.
 // Numbers  q and the weights e^(s - max) enter the tensor cores as sums of two bf16, each to 2^-16;
 //          sums are float32. |error| <= 2^-8 |out| (it is bf16) + 2^-14 (1 + S) max |v|, S the
@@ -28,7 +28,7 @@
 
 namespace servewright::cuda {
 
-constexpr int RESIDENT_BLOCKS = 4;     // by registers: 128 a thread
+constexpr int RESIDENT_BLOCKS = 2;     // by registers, 128 a thread; 128 KB of copies in flight
 constexpr int STATISTICS = 2 * GROUP;  // floats of a record: (max, sum) of each head, then values
 
 // Values of 8 dimensions of one head, merged in the order they are added.
@@ -39,16 +39,21 @@ struct Merged {
   SW_DEVICE Merged()
       : values{}, total{NOTHING, 0} {}
 
-  // `part` may be of no position (max -inf, sum and values 0), but not the first one.
-  SW_DEVICE void add(const Softmax& part, const Floats& first, const Floats& second) {
-    const float max = maximum(total.max, part.max);
-    const float before = exp2(total.max - max), now = exp2(part.max - max);
-    total = {max, fma(part.sum, now, total.sum * before)};
+  SW_DEVICE void add(float weight, float sum, const Floats& first, const Floats& second) {
+    total.sum = fma(sum, weight, total.sum);
     SW_UNROLL
     for (int i = 0; i < 4; ++i) {
-      values[i] = fma(first[i], now, values[i] * before);
-      values[4 + i] = fma(second[i], now, values[4 + i] * before);
+      values[i] = fma(first[i], weight, values[i]);
+      values[4 + i] = fma(second[i], weight, values[4 + i]);
     }
+  }
+
+  // To a maximum that is not below the one so far.
+  SW_DEVICE void rescale(float max) {
+    const float before = exp2(total.max - max);
+    total = {max, total.sum * before};
+    SW_UNROLL
+    for (int i = 0; i < 8; ++i) values[i] *= before;
   }
 
   SW_DEVICE void write(bfloat16* out) const {
@@ -111,13 +116,18 @@ struct AttentionShare {
     store_vector(to + 32, parts[1]);
   }
 
-  SW_DEVICE void add_warps(const Words* shared, const Softmax* statistics, Merged* to) const {
+  SW_DEVICE Merged merged_warps(const Words* shared, const Softmax* statistics) const {
+    Merged merged;
+    for (int warp = 0; warp < ATTENTION_WARPS; ++warp)
+      merged.total.max = maximum(merged.total.max, statistics[warp * GROUP + head].max);
     for (int warp = 0; warp < ATTENTION_WARPS; ++warp) {
+      const Softmax part = statistics[warp * GROUP + head];
       const Words* row = shared + warp * Layout::WARP_WORDS + head * (D / 4);
-      to->add(statistics[warp * GROUP + head],
-              load_vector<Floats>(row + swizzled_quad(head, 2 * chunk)),
-              load_vector<Floats>(row + swizzled_quad(head, 2 * chunk + 1)));
+      merged.add(exp2(part.max - merged.total.max), part.sum,
+                 load_vector<Floats>(row + swizzled_quad(head, 2 * chunk)),
+                 load_vector<Floats>(row + swizzled_quad(head, 2 * chunk + 1)));
     }
+    return merged;
   }
 
   SW_DEVICE void leave_record(const Merged& merged, Words* to) const {
@@ -146,7 +156,9 @@ struct AttentionShare {
       for (int i = 0; is_used() && i < count; ++i) {
         const Words* part = shared + i * record_words;
         const Words* row = part + STATISTICS / 4 + head * (D / 4) + chunk;
-        to->add(reinterpret_cast<const Softmax*>(part)[head], load_vector<Floats>(row),
+        const Softmax one = reinterpret_cast<const Softmax*>(part)[head];
+        to->rescale(maximum(to->total.max, one.max));
+        to->add(exp2(one.max - to->total.max), one.sum, load_vector<Floats>(row),
                 load_vector<Floats>(row + Layout::CHUNKS));
       }
       barrier();
@@ -177,7 +189,7 @@ void paged_attention(AttentionArgs args, int tokens) {
       continue;
     }
     AttentionWarp<D> work(args, item, shared, warp, lane);
-    for (int i = 0; i < STAGES; ++i)
+    for (int i = 0; i < Layout::STAGES; ++i)
       for (int which = 0; which < 2; ++which) work.fetch(i, which);
     share.leave_query(item, query);
     work.append(appended);
@@ -187,7 +199,7 @@ void paged_attention(AttentionArgs args, int tokens) {
     barrier();
 
     Merged merged;
-    if (share.is_used()) share.add_warps(shared, statistics, &merged);
+    if (share.is_used()) merged = share.merged_warps(shared, statistics);
     if (item.splits == 1) {
       if (share.is_used()) merged.write(share.out(item));
       barrier();  // the next item's copies land where this one's values are

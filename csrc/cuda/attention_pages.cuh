@@ -1,8 +1,8 @@
 // One warp's share of a split in decode attention: its pages through shared memory and tensor
 // cores.
 //
-// Page p of a split is warp p % 4's. K and V come by 16-byte asynchronous copies, STAGES pages
-// ahead; a warp waits only for its own. A page is 16 positions:
+// Page p of a split is warp p % 8's. K and V come by 16-byte asynchronous copies, the next page's K
+// while this one's V is used; a warp waits only for its own. A page is 16 positions:
 //   scores  [16 x 16 positions] = (q's upper parts, q's lower parts) [16 x dim] K^T, two tiles of 8
 //   values  [dim x 8 heads] += V^T [dim x 16] weights [16 x 8], twice: lower parts, upper parts
 // Fragments of both products are 16-byte loads without bank conflicts: dimensions (and so the order
@@ -12,10 +12,10 @@
 
 namespace servewright::cuda {
 
-constexpr int ATTENTION_WARPS = 4;  // one a scheduler; 3 blocks an H100 SM hold 192 KB of copies
+// 8: at batch 1 a split's time is that of the pages a warp takes one after the other, here 2.
+constexpr int ATTENTION_WARPS = 8;
 constexpr int ATTENTION_THREADS = 32 * ATTENTION_WARPS;
-constexpr int STAGES = 2;  // pages of a warp in flight
-constexpr int GROUP = 8;   // columns of an mma tile
+constexpr int GROUP = 8;  // columns of an mma tile
 constexpr float NOTHING = -__builtin_inff();
 constexpr float LOG2_E = 1.4426950408889634f;
 
@@ -30,6 +30,7 @@ template <int D>
 struct AttentionLayout {
   static constexpr int CHUNKS = D / 8;                        // 16-byte pieces of a bf16 row
   static constexpr int PAGE_WORDS = PAGE_POSITIONS * CHUNKS;  // of K or of V
+  static constexpr int STAGES = 128 / D;  // pages of a warp in flight: 64 KB a block
   static constexpr int WARP_WORDS = STAGES * 2 * PAGE_WORDS;
   static constexpr int STAGE_WORDS = ATTENTION_WARPS * WARP_WORDS;
   static constexpr int QUERY_WORDS = 2 * D;          // of each step of 16 dimensions, a word a lane
@@ -103,6 +104,7 @@ template <int D>
 struct AttentionWarp {
   using Layout = AttentionLayout<D>;
   static constexpr int CHUNKS = Layout::CHUNKS, PAGE_WORDS = Layout::PAGE_WORDS;
+  static constexpr int STAGES = Layout::STAGES;
   static constexpr int TILES = D / 16;  // of values: 16 dimensions times 8 heads
 
   const AttentionArgs& args;
@@ -281,9 +283,9 @@ struct AttentionWarp {
       weigh(i, query, weights);
       wait_copies<2 * STAGES - 2>();
       warp_barrier();
+      fetch(i + STAGES, 0);
       add_values(i, weights);
       warp_barrier();
-      fetch(i + STAGES, 0);
       fetch(i + STAGES, 1);
     }
     sum += shuffle_xor(sum, 1);

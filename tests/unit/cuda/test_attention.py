@@ -100,7 +100,7 @@ def test_random_lengths(seed: int) -> None:
 
 @SIZES
 def test_more_splits_than_the_last_block_can_merge_at_a_time(head_dim: int) -> None:
-    check(Decode([16 * 256 + 5], 8, 1, head_dim))
+    check(Decode([4096 * 128 // head_dim + 5], 8, 1, head_dim))
 
 
 def test_scores_far_apart_and_large() -> None:
