@@ -10,106 +10,182 @@ constexpr int THREADS = MAX_WARPS * 32;
 constexpr int SMALL_VOCAB = 4096;
 constexpr int SMALL_THREADS = 128;  // rows of few tokens wait for barriers alone
 
+// Words of a row in the workspace.
+SW_ANY size_t stride_of(int vocab) { return (static_cast<size_t>(vocab) + 3) / 4 * 4; }
+
+constexpr int SCAN_LOADS = 4;  // in flight a thread: 32 KB of the SM's, what its share of L2 needs
+
 struct Scan {
-  Best best;
+  float max;
+  int32_t argmax;
   bool is_finite;
+  uint64_t top;  // this thread's own highest key, 0 without a token
+  int32_t top_id;
 };
 
-// Reads the row once: its highest logit, and whether all are finite. Of rows to be adjusted it
-// leaves x = logit in the workspace, and counts at zero.
-SW_DEVICE Scan scan_row(Scratch& scratch, int vocab, const float* logits, uint64_t* x,
-                        uint32_t* counts) {
-  Best best = {-__builtin_huge_val(), 0};
+// The highest logit of a row, and whether all are finite.
+SW_DEVICE Scan scan_row(Scratch& scratch, int vocab, const float* logits) {
+  float max = -__builtin_huge_valf();
+  int32_t argmax = 0;
   bool is_odd = false;
-  for (int id = static_cast<int>(dev::thread_index()) * 4; id < vocab; id += thread_count() * 4) {
-    float raw[4];
-    load_floats(logits + id, raw);
+  const int first = static_cast<int>(dev::thread_index()) * 4, step = thread_count() * 4;
+  for (int begin = first; begin < vocab; begin += SCAN_LOADS * step) {
+    float x[SCAN_LOADS][4];
     SW_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      if (id + i >= vocab) continue;
-      is_odd |= (dev::bit_cast<uint32_t>(raw[i]) & 0x7f800000u) == 0x7f800000u;
-      improve(best, static_cast<double>(raw[i]), id + i);
+    for (int load = 0; load < SCAN_LOADS; ++load)
+      if (begin + load * step < vocab) load_floats(logits + begin + load * step, x[load]);
+    SW_UNROLL
+    for (int i = 0; i < SCAN_LOADS * 4; ++i) {
+      const int id = begin + i / 4 * step + i % 4;
+      if (id >= vocab) continue;
+      const float value = x[i / 4][i % 4];
+      is_odd |= (dev::bit_cast<uint32_t>(value) & 0x7f800000u) == 0x7f800000u;
+      if (!(value > max)) continue;
+      max = value;
+      argmax = id;
     }
-    if (x) {
-      uint64_t bits[4];
-      SW_UNROLL
-      for (int i = 0; i < 4; ++i) bits[i] = dev::bit_cast<uint64_t>(static_cast<double>(raw[i]));
-      store_words(x + id, bits);
-    }
-    if (counts) dev::store_vector(counts + id, dev::Vector<uint32_t, 4>{{0, 0, 0, 0}});
   }
   is_odd = dev::vote_any(is_odd);
   if (lane_index() == 0) scratch.flags[warp_index()] = is_odd;
-  best = best_of_block(scratch, best);
+  const Best best = best_of_block(scratch, {static_cast<double>(max), argmax});
   uint32_t odd = 0;
   for (int warp = 0; warp < warp_count(); ++warp) odd |= scratch.flags[warp];
-  return {best, odd == 0};
+  return {static_cast<float>(best.value), best.id, odd == 0, first < vocab ? key_of_float(max) : 0,
+          argmax};
 }
 
-template <class Reader>
-SW_DEVICE int32_t draw_token(Scratch& scratch, int vocab, const Reader& reader, const Edge& kept,
-                             uint64_t random53) {
-  const auto measure = [&](int32_t id, uint64_t key) {
-    return is_kept(kept, key, id) ? mass_of(dev::bit_cast<double>(key)) : 0;
-  };
-  const uint64_t total = sum_segments(scratch, vocab, reader, measure);
-  return find_id(scratch, vocab, place_of(random53, total), reader, measure);
+// Keys of the weights, and of the first filter its bins; without filters sums of segments instead.
+SW_DEVICE void weigh(Scratch& scratch, int vocab, const Exponentials& weights, const Edge& kept,
+                     const Rule& rule, uint64_t* keys) {
+  const Level level = weight_level();
+  for (int first = warp_index() * SEGMENT; first < vocab; first += warp_count() * SEGMENT) {
+    uint64_t sum = 0;
+    for (int id = first + lane_index() * 4; id < dev::minimum(first + SEGMENT, vocab);
+         id += SEGMENT / 2) {
+      uint64_t four[4];
+      weights.four(id, four);
+      if (keys) store_words(keys + id, four);
+      SW_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        if (id + i >= vocab || !is_kept(kept, four[i], id + i)) continue;
+        const uint64_t measure = rule.measure(four[i]);
+        sum += measure;
+        if (keys) count_key(scratch, level, four[i], measure);
+      }
+    }
+    if (keys) continue;
+    sum = sum_over_warp(sum);
+    if (lane_index() == 0) scratch.sums[first / SEGMENT] = sum;
+  }
+  dev::barrier();
 }
 
-// Computes the weights of a row into `keys` and the bins of the first filter, and cuts.
-SW_DEVICE Edge filter(Scratch& scratch, const SamplingArgs& args, int row,
-                      const Exponentials& weights, Edge kept, uint64_t* keys) {
-  const int vocab = args.vocab;
-  const ByCount by_count = {static_cast<uint64_t>(args.top_k[row])};
-  const ByMass by_mass = {args.top_p[row]};
-  clear_bins(scratch);
-  visit_all(vocab, weights, [&](int id, const uint64_t (&four)[4]) {
-    store_words(keys + id, four);
+SW_DEVICE void sum_segments(Scratch& scratch, int vocab, const StoredKeys& stored,
+                            const Edge& kept) {
+  for (int first = warp_index() * SEGMENT; first < vocab; first += warp_count() * SEGMENT) {
+    uint64_t sum = 0;
     SW_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      if (id + i >= vocab) continue;
-      if (by_count.count > 0)
-        count_key(scratch, weight_level(), kept, by_count, id + i, four[i]);
-      else
-        count_key(scratch, weight_level(), kept, by_mass, id + i, four[i]);
+    for (int half = 0; half < 2; ++half) {
+      const int id = first + half * (SEGMENT / 2) + lane_index() * 4;
+      if (id >= vocab) continue;
+      uint64_t four[4];
+      stored.four(id, four);
+      SW_UNROLL
+      for (int i = 0; i < 4; ++i)
+        if (id + i < vocab && is_kept(kept, four[i], id + i))
+          sum += mass_of(dev::bit_cast<double>(four[i]));
     }
-  });
-  const StoredKeys stored = {keys};
-  if (by_count.count > 0)
-    kept = select(scratch, vocab, stored, kept, weight_level(), by_count, true);
-  if (by_mass.top_p < 1.0f)
-    kept = select(scratch, vocab, stored, kept, weight_level(), by_mass, by_count.count == 0);
-  return kept;
+    sum = sum_over_warp(sum);
+    if (lane_index() == 0) scratch.sums[first / SEGMENT] = sum;
+  }
+  dev::barrier();
 }
 
-SW_DEVICE int32_t choose(Scratch& scratch, const SamplingArgs& args, int row, const RowView& view,
-                         const Scan& scan, uint64_t* x, uint32_t* counts) {
-  const double temperature = args.temperature[row];
-  const bool is_adjusted = x != nullptr;
-  if (!scan.is_finite || (temperature == 0.0 && !is_adjusted)) return scan.best.id;
+SW_DEVICE int32_t draw_token(Scratch& scratch, const SamplingArgs& args, int row,
+                             const Exponentials& weights, uint64_t* workspace) {
   const int vocab = args.vocab;
-  const Values values = {args.logits + size_t(row) * args.logits_stride, x};
-  double max = scan.best.value;
-  if (is_adjusted) {
-    add_biases(view, x);
-    dev::barrier();
-    if (counts) {
-      penalise(args, view, row, counts, x);
-      dev::barrier();
+  Rule rule = {false, static_cast<uint64_t>(args.top_k[row]), args.top_p[row]};
+  // Of the two filters, top_k and top_p, those from `filter` to `last` are on.
+  int filter = rule.count > 0 ? 0 : 1;
+  const int last = rule.top_p < 1.0f ? 1 : 0;
+  uint64_t* keys = filter <= last ? workspace : nullptr;
+  Edge kept = {dev::bit_cast<uint64_t>(static_cast<double>(args.min_p[row])), vocab};
+  if (keys) clear_bins(scratch);
+  rule.is_by_mass = filter == 1;
+  weigh(scratch, vocab, weights, kept, rule, keys);
+  if (keys) {
+    const StoredKeys stored = {keys};
+    for (bool is_counted = true; filter <= last; ++filter, is_counted = false) {
+      rule.is_by_mass = filter == 1;
+      kept = select(scratch, vocab, stored, kept, weight_level(), rule, is_counted);
     }
-    const Best best = best_value(scratch, vocab, values);
+    sum_segments(scratch, vocab, stored, kept);
+  }
+  const uint64_t total =
+      total_of(scratch, segments_of(vocab), [&](int i) { return scratch.sums[i]; });
+  const uint64_t place = place_of(random_bits(args.seed[row], args.draw[row]), total);
+  return find_id(scratch, vocab, place, [&](int id) -> uint64_t {
+    const uint64_t key = keys ? keys[id] : weights.one(id);
+    return is_kept(kept, key, id) ? mass_of(dev::bit_cast<double>(key)) : 0;
+  });
+}
+
+SW_DEVICE int32_t choose(Scratch& scratch, const SamplingArgs& args, int row, const Scan& scan,
+                         uint64_t* workspace, uint32_t* counts) {
+  const RowView view(args, row);
+  const double temperature = args.temperature[row];
+  const bool is_adjusted = view.history_length > 0 || view.biases > 0;
+  if (!scan.is_finite || (temperature == 0.0 && !is_adjusted)) return scan.argmax;
+  const float* logits = args.logits + size_t(row) * args.logits_stride;
+  const Values values = {logits, is_adjusted ? workspace : nullptr};
+  double max = static_cast<double>(scan.max);
+  if (is_adjusted) {
+    start_adjusting(args.vocab, logits, workspace, view.history_length > 0 ? counts : nullptr);
+    dev::barrier();
+    add_biases(view, workspace);
+    dev::barrier();
+    penalise(args, view, row, counts, workspace);
+    dev::barrier();
+    const Best best = best_value(scratch, args.vocab, values);
     if (temperature == 0.0) return best.id;
     max = best.value;
   }
-  const uint64_t random53 = random_bits(args.seed[row], args.draw[row]);
-  const Exponentials weights(values, max, temperature);
-  const Edge kept = {dev::bit_cast<uint64_t>(static_cast<double>(args.min_p[row])), vocab};
-  if (args.top_k[row] == 0 && args.top_p[row] >= 1.0f)
-    return draw_token(scratch, vocab, weights, kept, random53);
-  const size_t stride = (static_cast<size_t>(vocab) + 3) / 4 * 4;
-  uint64_t* keys = reinterpret_cast<uint64_t*>(args.workspace) + row * stride;
-  const Edge edge = filter(scratch, args, row, weights, kept, keys);
-  return draw_token(scratch, vocab, StoredKeys{keys}, edge, random53);
+  return draw_token(scratch, args, row, Exponentials(values, max, temperature), workspace);
+}
+
+// log(sum of exp(logit - max)) of a row.
+SW_DEVICE double log_total_of(Scratch& scratch, int vocab, const Exponentials& weights) {
+  uint64_t sum = 0;
+  for (int id = static_cast<int>(dev::thread_index()) * 4; id < vocab; id += thread_count() * 4) {
+    uint64_t keys[4];
+    weights.four(id, keys);
+    SW_UNROLL
+    for (int i = 0; i < 4; ++i)
+      if (id + i < vocab) sum += mass_of(dev::bit_cast<double>(keys[i]));
+  }
+  scratch.sums[dev::thread_index()] = sum;
+  dev::barrier();
+  const uint64_t total = total_of(scratch, thread_count(), [&](int i) { return scratch.sums[i]; });
+  return dev::log(static_cast<double>(total) * 0x1p-45);
+}
+
+// Gathers the tokens that may be among the `count` best: each thread has scanned its own share, and
+// the tokens down to the count-th best of the threads' bests are at least as many. Where a few
+// threads have so many of them that they are not held, returns more than GATHERED.
+SW_DEVICE int gather_best(Scratch& scratch, int vocab, const LogitKeys& keys, const Scan& scan,
+                          int count) {
+  const int thread = static_cast<int>(dev::thread_index());
+  scratch.keys[thread] = scan.top;
+  scratch.ids[thread] = scan.top_id;
+  if (thread == 0) scratch.edge = {1, vocab};
+  dev::barrier();
+  int place = 0;
+  for (int other = 0; other < thread_count(); ++other) place += is_better(scratch, other, thread);
+  if (place == count - 1 && scan.top > 0) scratch.edge = {scan.top, scan.top_id};
+  dev::barrier();
+  const Edge edge = scratch.edge;
+  return gather(scratch, vocab, keys, edge.key, ~uint64_t{0},
+                [&](int32_t id, uint64_t key) { return is_kept(edge, key, id) ? key : 0; });
 }
 
 // log softmax of the raw logits: of the token, and of the best.
@@ -124,33 +200,45 @@ SW_DEVICE void write_logprobs(Scratch& scratch, const SamplingArgs& args, int ro
   if (!scan.is_finite) {
     const float nan = __builtin_nanf("");
     if (thread == 0) args.token_logprobs[row] = nan;
-    for (int i = thread; i < count; i += thread_count()) {
-      top_ids[i] = i;
-      top_values[i] = nan;
+    if (thread < count) {
+      top_ids[thread] = thread;
+      top_values[thread] = nan;
     }
     return;
   }
-  const Exponentials weights(Values{logits, nullptr}, scan.best.value, 1.0);
-  const uint64_t total = sum_segments(scratch, vocab, weights, [](int32_t, uint64_t key) {
-    return mass_of(dev::bit_cast<double>(key));
-  });
-  const double log_total = dev::log(static_cast<double>(total) * 0x1p-45);
+  const double max = static_cast<double>(scan.max);
+  const double log_total =
+      log_total_of(scratch, vocab, Exponentials(Values{logits, nullptr}, max, 1.0));
   const auto logprob = [&](int32_t id) {
-    return static_cast<float>(static_cast<double>(logits[id]) - scan.best.value - log_total);
+    return static_cast<float>(static_cast<double>(logits[id]) - max - log_total);
   };
   if (thread == 0) args.token_logprobs[row] = logprob(token);
   if (count == 0) return;
+  const auto write = [&](int place, int32_t id) {
+    top_ids[place] = id;
+    top_values[place] = logprob(id);
+  };
   const LogitKeys keys = {logits};
-  const Level level = {key_of_float(static_cast<float>(scan.best.value)), LOGIT_SHIFT};
-  const Edge all = {0, vocab};
-  const Edge edge =
-      select(scratch, vocab, keys, all, level, ByCount{static_cast<uint64_t>(count)}, false);
-  gather(scratch, vocab, keys, edge, edge.key, level.top);
-  if (thread >= count) return;
-  int place = 0;
-  for (int j = 0; j < count; ++j) place += is_better(scratch, j, thread);
-  top_ids[place] = scratch.ids[thread];
-  top_values[place] = logprob(scratch.ids[thread]);
+  const int gathered = gather_best(scratch, vocab, keys, scan, count);
+  if (gathered <= GATHERED) {
+    for (int i = thread; i < gathered; i += thread_count()) {
+      int place = 0;
+      for (int j = 0; j < gathered; ++j) place += is_better(scratch, j, i);
+      if (place < count) write(place, scratch.ids[i]);
+    }
+    return;
+  }
+  // One after the other, each the best behind the one before.
+  Best last = {__builtin_huge_val(), -1};
+  for (int place = 0; place < count; ++place) {
+    Best best = {-__builtin_huge_val(), vocab};
+    for (int id = thread; id < vocab; id += thread_count()) {
+      const double x = static_cast<double>(logits[id]);
+      if (x < last.value || (x == last.value && id > last.id)) improve(best, x, id);
+    }
+    last = best_of_block(scratch, best);
+    if (thread == 0) write(place, last.id);
+  }
 }
 
 SW_KERNEL(THREADS, 1)
@@ -158,31 +246,23 @@ void sample_rows(SamplingArgs args, uint32_t* counts) {
   SW_SHARED(Scratch, shared, 1);
   Scratch& scratch = shared[0];
   const int row = static_cast<int>(dev::block_index().x);
-  const RowView view(args, row);
-  const size_t stride = (static_cast<size_t>(args.vocab) + 3) / 4 * 4;
-  uint64_t* x = reinterpret_cast<uint64_t*>(args.workspace) + row * stride;
-  uint32_t* row_counts = view.history_length > 0 ? counts + row * stride : nullptr;
-  if (view.history_length == 0 && view.biases == 0) x = nullptr;
-
-  const Scan scan =
-      scan_row(scratch, args.vocab, args.logits + size_t(row) * args.logits_stride, x, row_counts);
-  dev::barrier();
-  const int32_t token = choose(scratch, args, row, view, scan, x, row_counts);
+  const size_t stride = stride_of(args.vocab);
+  uint64_t* workspace = reinterpret_cast<uint64_t*>(args.workspace) + row * stride;
+  const Scan scan = scan_row(scratch, args.vocab, args.logits + size_t(row) * args.logits_stride);
+  const int32_t token = choose(scratch, args, row, scan, workspace, counts + row * stride);
   if (dev::thread_index() == 0) {
     args.token_ids[row] = token;
     args.finite[row] = scan.is_finite;
   }
-  if (args.logprobs[row] || args.top_logprobs[row] > 0) {
-    dev::barrier();
-    write_logprobs(scratch, args, row, scan, token);
-  }
+  if (!args.logprobs[row] && args.top_logprobs[row] <= 0) return;
+  dev::barrier();
+  write_logprobs(scratch, args, row, scan, token);
 }
 
 }  // namespace
 
 size_t sampling_workspace(int vocab, int rows) {
-  const size_t stride = (static_cast<size_t>(vocab) + 3) / 4 * 4;
-  return stride * rows * (sizeof(uint64_t) + sizeof(uint32_t));
+  return stride_of(vocab) * rows * (sizeof(uint64_t) + sizeof(uint32_t));
 }
 
 int sample(const SamplingArgs& args, int rows, Stream stream) {
@@ -194,8 +274,8 @@ int sample(const SamplingArgs& args, int rows, Stream stream) {
       args.logits_stride < args.vocab || args.top_width < 0 || args.top_width > MAX_TOP_LOGPROBS ||
       !is_aligned)
     return INVALID_VALUE;
-  const size_t stride = (static_cast<size_t>(args.vocab) + 3) / 4 * 4;
-  uint32_t* counts = reinterpret_cast<uint32_t*>(args.workspace + stride * rows * sizeof(uint64_t));
+  uint32_t* counts =
+      reinterpret_cast<uint32_t*>(args.workspace + stride_of(args.vocab) * rows * sizeof(uint64_t));
   const unsigned threads = args.vocab <= SMALL_VOCAB ? SMALL_THREADS : THREADS;
   return SW_LAUNCH(sample_rows, rows, threads, 0, stream, args, counts);
 }

@@ -95,10 +95,27 @@ struct Values {
   }
 };
 
+// x / divisor, correctly rounded, by a reciprocal that many share: two corrections by the exact
+// remainder, the last from a quotient within one ulp (Markstein 1990, theorem 8.3 of his "IA-64 and
+// Elementary Functions"). For quotients that are normal numbers: here they are 0 or within
+// 1e-144 .. 40.
+struct Divisor {
+  double divisor, reciprocal;
+
+  SW_DEVICE explicit Divisor(double divisor)
+      : divisor(divisor), reciprocal(1.0 / divisor) {}
+  SW_DEVICE double of(double x) const {
+    double q = x * reciprocal;
+    q = dev::fma(dev::fma(-divisor, q, x), reciprocal, q);
+    return dev::fma(dev::fma(-divisor, q, x), reciprocal, q);
+  }
+};
+
 // Keys of weights, computed where they are asked for: the bits of w, which order as w does.
 struct Exponentials {
   Values values;
-  double max, temperature;
+  double max;
+  Divisor temperature;
   double nothing;  // below this many under the maximum the mass is 0, and so is the key
 
   SW_DEVICE Exponentials(const Values& values, double max, double temperature)
@@ -108,7 +125,7 @@ struct Exponentials {
   SW_DEVICE uint64_t key(double x) const {
     const double below = x - max;
     if (below < nothing) return 0;
-    return dev::bit_cast<uint64_t>(exponential(below / temperature));
+    return dev::bit_cast<uint64_t>(exponential(temperature.of(below)));
   }
   SW_DEVICE void four(int id, uint64_t (&keys)[4]) const {
     double x[4];
@@ -122,9 +139,7 @@ struct Exponentials {
 // The same, stored.
 struct StoredKeys {
   const uint64_t* keys;
-
   SW_DEVICE void four(int id, uint64_t (&out)[4]) const { load_words(keys + id, out); }
-  SW_DEVICE uint64_t one(int id) const { return keys[id]; }
 };
 
 // Keys of the logits themselves, above 0 for finite ones. -0 and 0 are equal.
@@ -141,13 +156,11 @@ struct LogitKeys {
     SW_UNROLL
     for (int i = 0; i < 4; ++i) keys[i] = key_of_float(x[i]);
   }
-  SW_DEVICE uint64_t one(int id) const { return key_of_float(logits[id]); }
 };
 
 constexpr uint64_t KEY_OF_ONE = uint64_t{0x3ff} << 52;
 // 32 bins an octave: 64 octaves, of which keys use 47.
 SW_DEVICE Level weight_level() { return {KEY_OF_ONE, 47}; }
-constexpr int LOGIT_SHIFT = 32 - BIN_BITS;
 
 struct Best {  // the highest value, of these the lowest id
   double value;
@@ -174,22 +187,15 @@ SW_DEVICE Best best_of_block(Scratch& scratch, Best mine) {
   return mine;
 }
 
-template <class Visit>
-SW_DEVICE void visit_values(int vocab, const Values& values, const Visit& visit) {
+SW_DEVICE Best best_value(Scratch& scratch, int vocab, const Values& values) {
+  Best best = {-__builtin_huge_val(), 0};
   for (int id = static_cast<int>(dev::thread_index()) * 4; id < vocab; id += thread_count() * 4) {
     double x[4];
     values.four(id, x);
-    visit(id, x);
-  }
-}
-
-SW_DEVICE Best best_value(Scratch& scratch, int vocab, const Values& values) {
-  Best best = {-__builtin_huge_val(), 0};
-  visit_values(vocab, values, [&](int id, const double (&x)[4]) {
     SW_UNROLL
     for (int i = 0; i < 4; ++i)
       if (id + i < vocab) improve(best, x[i], id + i);
-  });
+  }
   return best_of_block(scratch, best);
 }
 
@@ -208,6 +214,19 @@ struct RowView {
         prompt_length(args.history_prompts[row]),
         biases(args.bias_starts[row + 1] - args.bias_starts[row]) {}
 };
+
+// x = logit, and no token counted yet.
+SW_DEVICE void start_adjusting(int vocab, const float* logits, uint64_t* x, uint32_t* counts) {
+  for (int id = static_cast<int>(dev::thread_index()) * 4; id < vocab; id += thread_count() * 4) {
+    float raw[4];
+    load_floats(logits + id, raw);
+    uint64_t bits[4];
+    SW_UNROLL
+    for (int i = 0; i < 4; ++i) bits[i] = dev::bit_cast<uint64_t>(static_cast<double>(raw[i]));
+    store_words(x + id, bits);
+    if (counts) dev::store_vector(counts + id, dev::Vector<uint32_t, 4>{{0, 0, 0, 0}});
+  }
+}
 
 // Adds biases in their order: the first of equal ids does the work of all of them.
 SW_DEVICE void add_biases(const RowView& row, uint64_t* x) {

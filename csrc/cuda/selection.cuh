@@ -3,7 +3,7 @@
 // Keys are integers that order tokens: the higher key first, the lower id among equals. An edge is
 // the last token, in that order, that stays. It is found by radix: bins of keys are summed by
 // atomics in shared memory, the bin with the edge is split into 2048 again, and once it holds at
-// most GATHERED tokens these are ranked against each other. Many equal keys are told apart by id.
+// most GATHERED tokens these are ranked against each other. Many equal keys are binned by id.
 // All sums are integers, so the result depends on nothing but the keys.
 //
 // Every function here is called by all threads of the block.
@@ -19,6 +19,7 @@ constexpr int BIN_BITS = 11;
 constexpr int BINS = 1 << BIN_BITS;  // 16 KB of shared memory
 constexpr int GATHERED = 512;        // ranked in 512 steps a thread; more cost as much as a pass
 constexpr int SEGMENT = 256;         // ids that a warp takes at once: two vectors of 4 a lane
+constexpr int ID_SHIFT = 7;          // bins of 128 ids, which GATHERED holds
 constexpr int MAX_SEGMENTS = MAX_DRAW_VOCAB / SEGMENT;
 constexpr int MAX_WARPS = 16;
 
@@ -129,39 +130,18 @@ SW_DEVICE Found find(const Scratch& scratch, int count, uint64_t place, const Va
   return locate(warp * chunk, dev::minimum((warp + 1) * chunk, count), before, place, value);
 }
 
-// Sums of measure(id, key) over segments, into scratch.sums. Returns the sum of all.
-template <class Reader, class Measure>
-SW_DEVICE uint64_t sum_segments(Scratch& scratch, int vocab, const Reader& reader,
-                                const Measure& measure) {
-  for (int first = warp_index() * SEGMENT; first < vocab; first += warp_count() * SEGMENT) {
-    uint64_t sum = 0;
-    SW_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      const int id = first + half * (SEGMENT / 2) + lane_index() * 4;
-      if (id >= vocab) continue;
-      uint64_t keys[4];
-      reader.four(id, keys);
-      SW_UNROLL
-      for (int i = 0; i < 4; ++i)
-        if (id + i < vocab) sum += measure(id + i, keys[i]);
-    }
-    sum = sum_over_warp(sum);
-    if (lane_index() == 0) scratch.sums[first / SEGMENT] = sum;
-  }
-  dev::barrier();
-  return total_of(scratch, (vocab + SEGMENT - 1) / SEGMENT, [&](int i) { return scratch.sums[i]; });
-}
+SW_DEVICE int segments_of(int vocab) { return (vocab + SEGMENT - 1) / SEGMENT; }
 
-// Behind sum_segments: the first id up to which the measures exceed place < their sum.
-template <class Reader, class Measure>
-SW_DEVICE int32_t find_id(Scratch& scratch, int vocab, uint64_t place, const Reader& reader,
-                          const Measure& measure) {
+// Behind total_of over scratch.sums, the sums of segments: the first id up to which value(id) + ...
+// exceeds place < the sum of all.
+template <class Value>
+SW_DEVICE int32_t find_id(Scratch& scratch, int vocab, uint64_t place, const Value& value) {
   if (warp_index() == 0) {
-    const Found segment = find(scratch, (vocab + SEGMENT - 1) / SEGMENT, place,
-                               [&](int i) { return scratch.sums[i]; });
+    const Found segment =
+        find(scratch, segments_of(vocab), place, [&](int i) { return scratch.sums[i]; });
     const int begin = segment.index * SEGMENT;
-    const Found id = locate(begin, dev::minimum(begin + SEGMENT, vocab), segment.before, place,
-                            [&](int i) { return measure(i, reader.one(i)); });
+    const Found id =
+        locate(begin, dev::minimum(begin + SEGMENT, vocab), segment.before, place, value);
     if (lane_index() == 0) scratch.found = id;
   }
   dev::barrier();
@@ -188,42 +168,42 @@ struct Level {
   int shift;
 };
 
-// What decides an edge: the number of tokens, or their mass. `measure` of a key > 0.
-struct ByCount {
+// What decides an edge: the number of tokens, or their mass. Key 0 counts for nothing.
+struct Rule {
+  bool is_by_mass;
   uint64_t count;
-  SW_DEVICE uint64_t measure(uint64_t) const { return 1; }
-  SW_DEVICE uint64_t wanted(uint64_t) const { return count; }
-};
-struct ByMass {
   float top_p;
-  SW_DEVICE uint64_t measure(uint64_t key) const { return mass_of(dev::bit_cast<double>(key)); }
-  SW_DEVICE uint64_t wanted(uint64_t total) const { return wanted_of(top_p, total); }
+
+  SW_DEVICE uint64_t measure(uint64_t key) const {
+    return is_by_mass ? mass_of(dev::bit_cast<double>(key)) : 1;
+  }
+  SW_DEVICE uint64_t wanted(uint64_t total) const {
+    return is_by_mass ? wanted_of(top_p, total) : count;
+  }
 };
 
-// Adds a token to its bin of the level, if it has one. Key 0 counts for nothing.
-template <class Rule>
-SW_DEVICE void count_key(Scratch& scratch, const Level& level, const Edge& kept, const Rule& rule,
-                         int32_t id, uint64_t key) {
-  if (key == 0 || key > level.top || !is_kept(kept, key, id)) return;
+// Adds a token to its bin of the level, if it has one.
+SW_DEVICE void count_key(Scratch& scratch, const Level& level, uint64_t key, uint64_t measure) {
+  if (key == 0 || key > level.top) return;
   const uint64_t bin = (level.top - key) >> level.shift;
-  if (bin < BINS) add_to_bin(scratch, static_cast<int>(bin), rule.measure(key));
+  if (bin < BINS) add_to_bin(scratch, static_cast<int>(bin), measure);
 }
 
-// Puts the kept tokens with low <= key <= high into scratch.keys and .ids, in no order, and returns
-// their number; those beyond GATHERED are only counted.
-template <class Reader>
-SW_DEVICE int gather(Scratch& scratch, int vocab, const Reader& reader, const Edge& kept,
-                     uint64_t low, uint64_t high) {
+// Puts the tokens with low <= key(id, reader's key) <= high into scratch.keys and .ids, in no
+// order, and returns their number; those beyond GATHERED are only counted.
+template <class Reader, class Key>
+SW_DEVICE int gather(Scratch& scratch, int vocab, const Reader& reader, uint64_t low, uint64_t high,
+                     const Key& key_of) {
   if (dev::thread_index() == 0) scratch.gathered = 0;
   dev::barrier();
   visit_all(vocab, reader, [&](int id, const uint64_t (&keys)[4]) {
     SW_UNROLL
     for (int i = 0; i < 4; ++i) {
-      if (id + i >= vocab || keys[i] < low || keys[i] > high || !is_kept(kept, keys[i], id + i))
-        continue;
+      const uint64_t key = id + i < vocab ? key_of(id + i, keys[i]) : 0;
+      if (key < low || key > high) continue;
       const uint32_t place = dev::atomic_add_relaxed(&scratch.gathered, 1u);
       if (place >= GATHERED) continue;
-      scratch.keys[place] = keys[i];
+      scratch.keys[place] = key;
       scratch.ids[place] = id + i;
     }
   });
@@ -236,41 +216,35 @@ SW_DEVICE bool is_better(const Scratch& scratch, int a, int b) {
          (scratch.keys[a] == scratch.keys[b] && scratch.ids[a] < scratch.ids[b]);
 }
 
-// The gathered token with which the measures, in order and behind `before`, reach `wanted`.
-template <class Rule>
-SW_DEVICE Edge rank_gathered(Scratch& scratch, int count, uint64_t before, uint64_t wanted,
-                             const Rule& rule) {
-  for (int i = static_cast<int>(dev::thread_index()); i < count; i += thread_count()) {
-    uint64_t better = before;
-    for (int j = 0; j < count; ++j)
-      if (is_better(scratch, j, i)) better += rule.measure(scratch.keys[j]);
-    if (better < wanted && better + rule.measure(scratch.keys[i]) >= wanted)
-      scratch.edge = {scratch.keys[i], scratch.ids[i]};
-  }
-  dev::barrier();
-  return scratch.edge;
-}
-
 // The edge with which the measures of the tokens within `kept`, best first, reach what the rule
 // wants; `kept` itself where they never do. `is_counted`: the bins hold the first level already.
-template <class Reader, class Rule>
+template <class Reader>
 SW_DEVICE Edge select(Scratch& scratch, int vocab, const Reader& reader, const Edge& kept,
                       Level level, const Rule& rule, bool is_counted) {
+  uint64_t tied = 0;  // the one key that is left, once it is known: then ids decide
+  const auto key_of = [&](int32_t id, uint64_t key) -> uint64_t {
+    if (!is_kept(kept, key, id)) return 0;
+    if (tied == 0) return key;
+    return key == tied ? MAX_DRAW_VOCAB - id : 0;
+  };
+  const auto measure_of = [&](uint64_t key) { return rule.measure(tied ? tied : key); };
   const auto bin = [&](int i) { return scratch.low[i] | uint64_t{scratch.high[i]} << 32; };
   uint64_t wanted = 0, before = 0;
-  for (bool is_first = true;; is_first = false) {
+  for (;;) {
     if (!is_counted) {
       clear_bins(scratch);
       visit_all(vocab, reader, [&](int id, const uint64_t (&keys)[4]) {
         SW_UNROLL
-        for (int i = 0; i < 4; ++i)
-          if (id + i < vocab) count_key(scratch, level, kept, rule, id + i, keys[i]);
+        for (int i = 0; i < 4; ++i) {
+          const uint64_t key = id + i < vocab ? key_of(id + i, keys[i]) : 0;
+          count_key(scratch, level, key, measure_of(key));
+        }
       });
     }
     is_counted = false;
     dev::barrier();
     const uint64_t total = total_of(scratch, BINS, bin);
-    if (is_first) {
+    if (wanted == 0) {
       wanted = rule.wanted(total);
       if (total < wanted) return kept;
     }
@@ -283,17 +257,26 @@ SW_DEVICE Edge select(Scratch& scratch, int vocab, const Reader& reader, const E
     level.top -= static_cast<uint64_t>(scratch.found.index) << level.shift;
     const uint64_t width = (uint64_t{1} << level.shift) - 1;
     const uint64_t lowest = level.top > width ? level.top - width : 1;
-    const int count = gather(scratch, vocab, reader, kept, lowest, level.top);
-    if (count <= GATHERED) return rank_gathered(scratch, count, before, wanted, rule);
-    if (level.shift == 0) break;
-    level.shift = dev::maximum(level.shift - BIN_BITS, 0);
+    const int count = gather(scratch, vocab, reader, lowest, level.top, key_of);
+    if (count <= GATHERED) {
+      // The one with which the measures, in order and behind `before`, reach `wanted`.
+      for (int i = static_cast<int>(dev::thread_index()); i < count; i += thread_count()) {
+        uint64_t better = before;
+        for (int j = 0; j < count; ++j)
+          if (is_better(scratch, j, i)) better += measure_of(scratch.keys[j]);
+        if (better < wanted && better + measure_of(scratch.keys[i]) >= wanted)
+          scratch.edge = {tied ? tied : scratch.keys[i], scratch.ids[i]};
+      }
+      dev::barrier();
+      return scratch.edge;
+    }
+    if (level.shift > 0) {
+      level.shift = dev::maximum(level.shift - BIN_BITS, 0);
+    } else {
+      tied = level.top;
+      level = {MAX_DRAW_VOCAB, ID_SHIFT};
+    }
   }
-  // More than GATHERED equals: those with the lowest ids stay.
-  const auto measure = [&](int32_t id, uint64_t key) {
-    return key == level.top && is_kept(kept, key, id) ? rule.measure(key) : 0;
-  };
-  sum_segments(scratch, vocab, reader, measure);
-  return {level.top, find_id(scratch, vocab, wanted - 1 - before, reader, measure)};
 }
 
 }  // namespace servewright::cuda

@@ -130,3 +130,12 @@ SW_OP(draw_numbers) {
     random[i] = random_bits(seed[i], bits[i]);
   }
 }
+
+// The kernel's x / divisor.
+SW_OP(sampling_quotient) {
+  const double* x = request.input<double>("x");
+  const double* divisor = request.input<double>("divisor");
+  const auto count = request.shape("x")[0];
+  double* out = request.output<double>("out", {count});
+  for (int64_t i = 0; i < count; ++i) out[i] = cuda::Divisor(divisor[i]).of(x[i]);
+}

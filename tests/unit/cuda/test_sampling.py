@@ -82,6 +82,18 @@ def test_exponentials_have_the_cpu_s_bits() -> None:
     np.testing.assert_allclose(kernel, np.where(wanted < np.exp(-700), 0, wanted), rtol=4e-16)
 
 
+def test_quotients_by_a_shared_reciprocal_are_rounded_correctly() -> None:
+    rng = np.random.default_rng(3)
+    divisor = (2.0 ** rng.uniform(-149, 127, 100_000)).astype(np.float32).astype(np.float64)
+    divisor[::2] = rng.uniform(0.01, 3, 50_000).astype(np.float32)
+    divisor[1::4] = np.nextafter(np.float32(2) ** rng.integers(-9, 9, 25_000), np.float32(0))
+    x = -divisor * rng.choice([1e-30, 1e-9, 1e-3, 1, 33], 100_000) * rng.random(100_000)
+    x[::6] = x[::6].astype(np.float32)  # differences of logits are short
+    x[:9] = 0
+    out = PLAIN.run("sampling_quotient", {"x": x, "divisor": divisor})["out"]
+    np.testing.assert_array_equal(out, x / divisor)
+
+
 def test_shares_and_places_are_exact() -> None:
     rng = np.random.default_rng(2)
     count = 2000
@@ -202,6 +214,16 @@ def test_only_rows_that_ask_get_logprobs() -> None:
     exact -= np.log(np.exp(exact).sum(1, keepdims=True))
     np.testing.assert_allclose(got.logprobs[1], exact[1, got.token_ids[1]], rtol=3e-7)
     np.testing.assert_allclose(got.top_values[2], -np.sort(-exact[2])[:20], rtol=3e-7)
+
+
+@pytest.mark.parametrize("vocab", [SMALL_VOCAB, SMALL_VOCAB + 5])
+def test_best_logprobs_that_few_threads_hold_are_all_found(vocab: int) -> None:
+    rng = np.random.default_rng(6)
+    logits = rng.normal(0, 1, (3, vocab))
+    logits[:, np.arange(vocab) % 512 < 76] += 30  # of 128 threads, 19 hold all of these
+    logits[1] = np.round(logits[1])
+    logits[2] = 4.0
+    check(Rows(logits, temperature=0, top_logprobs=MAX_TOP_LOGPROBS))
 
 
 def test_no_rows_are_no_launch() -> None:
