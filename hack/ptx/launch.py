@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ Lanes = Any  # an array with an element a lane
 _LANES_AT_ONCE = 1 << 14
 _SHARED_AT_ONCE = 1 << 24  # bytes
 _PATIENCE = 5_000_000  # segments, before a run counts as endless
+_WAKES = 1000  # of lanes that spin while nobody else can run
 
 
 @dataclass
@@ -64,8 +66,7 @@ def launch(
     if len(parameters) != kernel.parameter_bytes:
         wanted = kernel.parameter_bytes
         raise ValueError(f"{kernel.name} takes {wanted} bytes of parameters, not {len(parameters)}")
-    translator = Translator(kernel)
-    segments = translator.segments()
+    segments = _translated(kernel)
     places = {segment.first: number for number, segment in enumerate(segments)}
     places[len(kernel.instructions)] = len(segments)
     blocks = [
@@ -101,6 +102,11 @@ def launch(
     return result
 
 
+@cache
+def _translated(kernel: Kernel) -> list[Segment]:
+    return Translator(kernel).segments()
+
+
 class _Run:
     """The lanes of a machine on their way through the segments."""
 
@@ -125,6 +131,7 @@ class _Run:
         self._waiting = np.zeros(lanes, bool)  # at a barrier
         self._parked = np.zeros(lanes, bool)  # at a meeting of the warp
         self._asleep = np.zeros(lanes, bool)  # in a spin loop, until others have moved
+        self._wakes = 0
         self._others = len(segments) + 1  # the lowest place of lanes that could run but do not
 
     def run(self) -> None:
@@ -145,6 +152,9 @@ class _Run:
         if not ready.any():
             if not self._asleep.any():
                 raise Fault(self._deadlock())
+            self._wakes += 1
+            if self._wakes > _WAKES:
+                raise Fault(f"{self._machine.kernel.name}: livelock: threads spin, none can run")
             self._asleep[:] = False
             return self._pick()
         place = int(self._place[ready].min())

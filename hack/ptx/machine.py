@@ -73,7 +73,8 @@ class Machine:
             if space == "shared":
                 words = self.shared.load(where, mask, size, at)
             else:
-                words = self._memory.load(where, mask, self.lanes, size)
+                constant = space == "read-only"
+                words = self._memory.load(where, mask, self.lanes, size, read_only=constant)
         members = np.ascontiguousarray(words).view(kind)
         return [members[..., i] for i in range(count)]
 

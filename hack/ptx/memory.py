@@ -32,6 +32,10 @@ class Array:
     stores: Traffic = field(default_factory=Traffic)
     loaded: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
     stored: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    # Of each byte: stored, and loaded through the read-only path. Both together are a fault.
+    changed: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    fixed: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    constant: bool = False
 
     @property
     def fetched(self) -> int:
@@ -54,8 +58,8 @@ class Memory:
         self._starts: list[int] = []
         self._sorted: list[Array] = []
 
-    def place(self, name: str, values: NDArray[Any]) -> int:
-        """Copy an array in; its address."""
+    def place(self, name: str, values: NDArray[Any], *, constant: bool = False) -> int:
+        """Copy an array in; its address. Stores into a constant one are faults."""
         start, size = self._top, values.nbytes
         self._top = (-(-(start + size) // PAGE) + 1) * PAGE
         if self._top > _CAPACITY:
@@ -64,6 +68,8 @@ class Memory:
         array = Array(name, start, size, values.dtype, values.shape)
         array.loaded = np.zeros(-(-size // SECTOR), bool)
         array.stored = array.loaded.copy()
+        array.changed, array.fixed = np.zeros(size, bool), np.zeros(size, bool)
+        array.constant = constant
         self.arrays[name] = array
         self._starts.append(start)
         self._sorted.append(array)
@@ -80,9 +86,14 @@ class Memory:
         raw = self._bytes[array.start : array.start + array.size].copy()
         return raw.view(array.dtype).reshape(array.shape)
 
-    def load(self, addresses: Lanes, mask: Lanes, lanes: int, size: int) -> Lanes:
-        """[lanes, size / unit] of unsigned words (or [size / unit] when the address is shared)."""
-        self._account(addresses, mask, lanes, size, stores=False)
+    def load(
+        self, addresses: Lanes, mask: Lanes, lanes: int, size: int, *, read_only: bool = False
+    ) -> Lanes:
+        """[lanes, size / unit] of unsigned words (or [size / unit] when the address is shared).
+
+        `read_only`: through the path that need not see what this launch writes.
+        """
+        self._account(addresses, mask, lanes, size, "read-only" if read_only else "load")
         return self.peek(addresses, mask, size)
 
     def peek(self, addresses: Lanes, mask: Lanes, size: int) -> Lanes:
@@ -96,7 +107,7 @@ class Memory:
     def store(self, addresses: Lanes, mask: Lanes, lanes: int, values: Lanes) -> None:
         """values: [lanes] of one to eight bytes, or [lanes, 2] of eight."""
         size = values.dtype.itemsize * (values.shape[1] if values.ndim == 2 else 1)
-        self._account(addresses, mask, lanes, size, stores=True)
+        self._account(addresses, mask, lanes, size, "store")
         words = self._bytes.view(_UNITS[size])
         if size == 16:
             words = words.reshape(-1, 2)
@@ -111,11 +122,9 @@ class Memory:
 
     def check(self, addresses: Lanes, mask: Lanes, lanes: int, size: int) -> None:
         """Count an atomic's request as a store."""
-        self._account(addresses, mask, lanes, size, stores=True)
+        self._account(addresses, mask, lanes, size, "store")
 
-    def _account(
-        self, addresses: Lanes, mask: Lanes, lanes: int, size: int, *, stores: bool
-    ) -> None:
+    def _account(self, addresses: Lanes, mask: Lanes, lanes: int, size: int, kind: str) -> None:
         active = addresses
         if mask is not None:
             active = np.broadcast_to(addresses, (lanes,))[mask]
@@ -126,7 +135,7 @@ class Memory:
             raise Fault(f"address {low:#x} (or a neighbour's) is not aligned to {size} bytes")
         first, last = self._owner(low, size), self._owner(high, size)
         if first is last:
-            self._count(first, addresses, active, mask, lanes, size, stores)
+            self._count(first, addresses, active, mask, lanes, size, kind)
             return
         # Several arrays in one instruction: one after the other.
         everyone = np.broadcast_to(addresses, (lanes,))
@@ -136,7 +145,7 @@ class Memory:
             owner = self._owner(int(everyone[part & ~taken][0]), size)
             inside = part & (everyone >= owner.start) & (everyone + size <= owner.start + owner.size)
             taken |= inside
-            self._count(owner, everyone, everyone[inside], inside, lanes, size, stores)
+            self._count(owner, everyone, everyone[inside], inside, lanes, size, kind)
 
     def _owner(self, address: int, size: int) -> Array:
         at = bisect_right(self._starts, address) - 1
@@ -154,8 +163,23 @@ class Memory:
         mask: Lanes,
         lanes: int,
         size: int,
-        stores: bool,
+        kind: str,
     ) -> None:
+        stores = kind == "store"
         traffic = global_request(addresses, mask, lanes, size)
         (array.stores if stores else array.loads).add(traffic)
-        (array.stored if stores else array.loaded)[(active - array.start) // SECTOR] = True
+        offsets = np.asarray(active - array.start).reshape(-1)
+        (array.stored if stores else array.loaded)[offsets // SECTOR] = True
+        if stores and array.constant:
+            raise Fault(f"a store into {array.name}")
+        if kind == "load":
+            return
+        if stores and not array.fixed.any():
+            pass  # the usual case: nothing of this array came through the read-only path
+        elif (array.fixed if stores else array.changed)[_bytes(offsets, size)].any():
+            raise Fault(f"{array.name} is stored into, and loaded through the read-only path")
+        (array.changed if stores else array.fixed)[_bytes(offsets, size)] = True
+
+
+def _bytes(offsets: Lanes, size: int) -> Lanes:
+    return offsets[:, None] + np.arange(size)

@@ -49,7 +49,7 @@ class Instruction:
         return f"line {self.line}{where}: {guard}{self.opcode} {', '.join(self.operands)}"
 
 
-@dataclass
+@dataclass(eq=False)
 class Kernel:
     """One `.entry`. Offsets of parameters and shared variables are in bytes."""
 
@@ -64,6 +64,7 @@ class Kernel:
     threads: int = 0  # .maxntid
     instructions: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)  # index of an instruction
+    refusal: str = ""  # why it cannot run
 
     def register_type(self, name: str) -> str:
         """`b32` for `%r17`."""
@@ -168,7 +169,7 @@ class _Body:
             size = SIZES[found[1]] * int(found[3] or 1)
             kernel.shared_bytes += -(-size // 128) * 128 + SHARED_GAP
         elif statement.startswith(".local"):
-            raise Refused(f"{kernel.name}, line {line}: local memory (spilled): {statement}")
+            kernel.refusal = f"{kernel.name}, line {line}: local memory (spilled): {statement}"
         elif not statement.startswith((".pragma", ".file", ".section", ".branchtargets")):
             raise Refused(f"{kernel.name}, line {line}: {statement}")
 

@@ -52,6 +52,8 @@ def _load(writer: Writer, instruction: Instruction) -> bool:
             writer.write(target, kind, f"X.parameter({start} + {place}, {kind})")
         return True
     where = _address(writer, base, offset)
+    if "nc" in instruction.modifiers:
+        space = "read-only"
     writer.line(
         f"t = X.load({writer.at}, '{space}', {where}, {writer.mask}, {kind}, {members})"
     )

@@ -40,6 +40,8 @@ class Translator:
     """Translates one kernel."""
 
     def __init__(self, kernel: Kernel) -> None:
+        if kernel.refusal:
+            raise Refused(kernel.refusal)
         self.kernel = kernel
         self.constants: dict[str, Any] = {}
         self._where = self._lives()
@@ -50,8 +52,8 @@ class Translator:
         return [self._segment(first, last) for first, last in self._stretches()]
 
     def kind(self, register: str) -> str:
-        """The numpy kind in which a register is held: that of its first definition."""
-        return self._kinds.get(register, KINDS[self.kernel.register_type(register)])
+        """The numpy kind in which a register is held: that of where the text first names it."""
+        return self._kinds.setdefault(register, KINDS[self.kernel.register_type(register)])
 
     def define(self, register: str, kind: str) -> str:
         """The kind in which to hold a register that is first defined as `kind`."""

@@ -230,6 +230,20 @@ FAULTY = {
         " cp.async.cg.shared.global [%r6], [%rd0], 16; cp.async.commit_group;",
         "ends before its copy was waited for",
     ),
+    "a read-only load of what the launch writes": (
+        "mad.wide.u32 %rd2, %r0, 4, %rd0; st.global.u32 [%rd2], %r0;"
+        " ld.global.nc.v4.u32 {%r1, %r2, %r3, %r4}, [%rd0];",
+        "through the read-only path: line",
+    ),
+    "a store into what the read-only path has loaded": (
+        "ld.global.nc.u32 %r1, [%rd0]; st.global.u32 [%rd0], %r0;",
+        "through the read-only path: line",
+    ),
+    "a spin for what nobody brings": (
+        "$L_a: ld.acquire.gpu.u32 %r1, [%rd0]; nanosleep.u32 20; setp.eq.u32 %p1, %r1, 0;"
+        " @%p1 bra $L_a;",
+        "livelock",
+    ),
     "a trap": ("trap;", "trap"),
 }
 
@@ -245,7 +259,7 @@ def test_a_fault_is_told(body: str, told: str) -> None:
     [
         ("tex.1d.v4.f32.s32 {%f1, %f2, %f3, %f4}, [p0, {%r1}];", r"line \d+: tex"),
         ("wgmma.fence.sync.aligned;", "wgmma"),
-        (".local .align 4 .b8 __local_depot0[8];", "spilled"),
+        (".local .align 4 .b8 \t__local_depot0[8];", "spilled"),
         ("ld.local.u32 %r1, [%rd0];", "spilled"),
         ("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%f1}, {%r1}, {%r2}, {%f2};", "mma"),
         ("bar.sync 0, 64;", "some threads"),
