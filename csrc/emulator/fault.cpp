@@ -14,6 +14,14 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
+#if defined(SW_TSAN)
+// Of the runtime, for debuggers: what a report is about, and a function it calls after each.
+extern "C" int __tsan_get_report_mop(void* report, unsigned long index, int* thread, void** address,
+                                     int* size, int* is_write, int* is_atomic, void** trace,
+                                     unsigned long trace_size);
+extern "C" void __tsan_on_report(void* report);
+#endif
+
 namespace servewright::emulator {
 namespace {
 
@@ -82,3 +90,14 @@ void catch_faults(unsigned time_limit_s) {
 }
 
 }  // namespace servewright::emulator
+
+#if defined(SW_TSAN)
+extern "C" void __tsan_on_report(void* report) {
+  using namespace servewright::emulator;
+  int thread, size, is_write, is_atomic;
+  void *address, *trace[1];
+  if (__tsan_get_report_mop(report, 0, &thread, &address, &size, &is_write, &is_atomic, trace, 1))
+    fprintf(stderr, "fault: a race on %s\n", describe(address).c_str());
+  say_where();
+}
+#endif

@@ -27,8 +27,6 @@ namespace {
 constexpr long SPIN_LIMIT = 10000;
 constexpr unsigned THREADS_LIMIT = 1024;   // of a block
 constexpr unsigned GRID_YZ_LIMIT = 65535;  // blocks, in the directions y and z
-// Each is a thread to ThreadSanitizer, which then takes 1 MB and remembers it to the grid's end.
-constexpr size_t SANITIZED_LIMIT = 1024;
 
 const Launch* running = nullptr;
 void (*running_body)(const void*) = nullptr;
@@ -150,9 +148,9 @@ void check(const Launch& launch, size_t blocks) {
   if (!blocks || launch.grid.y > GRID_YZ_LIMIT || launch.grid.z > GRID_YZ_LIMIT)
     fault("a grid of %s blocks; want 1 or more, and at most %u in y and z",
           text(launch.grid).c_str(), GRID_YZ_LIMIT);
-  if (KEEPS_MEMORY && blocks * launch.threads > SANITIZED_LIMIT)
-    fault("%zu threads in a grid; ThreadSanitizer is given at most %zu: use smaller shapes",
-          blocks * launch.threads, SANITIZED_LIMIT);
+  if (KEEPS_MEMORY && blocks * launch.threads > RACING_THREADS)
+    fault("%zu threads in a grid; ThreadSanitizer is given at most %zu (1024 with g++ 12)",
+          blocks * launch.threads, RACING_THREADS);
 }
 
 void check_arrays() {

@@ -39,6 +39,12 @@ void unpoison(const char*, size_t) {}
 #endif
 
 std::vector<Array*> known;
+std::vector<SharedMemory*> shared_memories;
+
+std::string place(const void* address, const char* begin, const std::string& name, size_t bytes) {
+  return "byte " + std::to_string(static_cast<const char*>(address) - begin) + " of " + name +
+         " (" + std::to_string(bytes) + " bytes)";
+}
 
 // Pages with an untouchable one at each end; returns the first usable byte.
 char* guarded_pages(size_t bytes, char** mapping, size_t* mapped) {
@@ -118,17 +124,18 @@ Array* array_at(const void* address) {
 const std::vector<Array*>& arrays() { return known; }
 
 std::string describe(const void* address) {
-  const Array* array = array_at(address);
-  if (!array) return "an address of no array";
-  const long at = static_cast<const char*>(address) - array->data();
-  return "byte " + std::to_string(at) + " of array " + array->name() + " (" +
-         std::to_string(array->bytes()) + " bytes)";
+  if (const Array* array = array_at(address))
+    return place(address, array->data(), "array " + array->name(), array->bytes());
+  for (const SharedMemory* memory : shared_memories)
+    if (memory->near(address)) return memory->describe(address);
+  return "an address of no array";
 }
 
 SharedMemory::SharedMemory(size_t dynamic_bytes)
     : used_(GAP), dynamic_bytes_(dynamic_bytes) {
   if (dynamic_bytes > DYNAMIC_LIMIT)
     fault("%zu bytes of dynamic shared memory; at most %zu fit", dynamic_bytes, DYNAMIC_LIMIT);
+  shared_memories.push_back(this);
   arena_ = static_cast<char*>(aligned_alloc(GAP, ARENA));
   memset(arena_, FRESH, ARENA);
   poison(arena_, ARENA);
@@ -143,6 +150,7 @@ SharedMemory::SharedMemory(size_t dynamic_bytes)
 }
 
 SharedMemory::~SharedMemory() {
+  shared_memories.erase(std::find(shared_memories.begin(), shared_memories.end(), this));
   unpoison(arena_, ARENA);
   free(arena_);
   if (mapping_) {
@@ -182,6 +190,15 @@ bool SharedMemory::near(const void* address) const {
   const char* p = static_cast<const char*>(address);
   return (p >= arena_ && p < arena_ + ARENA) ||
          (mapping_ && p >= mapping_ && p < mapping_ + mapped_);
+}
+
+std::string SharedMemory::describe(const void* address) const {
+  const char* p = static_cast<const char*>(address);
+  for (const Variable& v : variables_)  // a gap counts to the variable before it
+    if (p >= v.begin && p < v.begin + up(v.bytes, GAP) + GAP)
+      return place(p, v.begin, std::string("shared variable ") + v.name, v.bytes);
+  if (p >= arena_ && p < arena_ + ARENA) return "shared memory of no variable";
+  return place(p, dynamic_, "the dynamic shared memory", dynamic_bytes_);
 }
 
 std::string SharedMemory::damage() const {

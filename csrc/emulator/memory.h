@@ -55,6 +55,7 @@ class Array {
 // The array that an address lies in or beside; nullptr when none.
 Array* array_at(const void* address);
 const std::vector<Array*>& arrays();
+// "byte 20 of array x (20 bytes)", or of a shared variable.
 std::string describe(const void* address);
 
 // Shared memory of one block. Static variables come one by one, as threads reach them, with
@@ -70,7 +71,8 @@ class SharedMemory {
   void* dynamic() const { return dynamic_; }
   bool holds(const void* address, size_t bytes) const;
   bool near(const void* address) const;  // inside, or in its gaps
-  std::string damage() const;            // the gap that was written, empty when none
+  std::string describe(const void* address) const;
+  std::string damage() const;  // the gap that was written, empty when none
   size_t static_bytes() const;
 
  private:

@@ -204,7 +204,7 @@ void check_access(const void* address, size_t bytes, size_t alignment, const cha
   const SharedMemory& memory = *current->block->memory;
   if (memory.near(address)) {
     if (!memory.holds(address, bytes))
-      fault("%s (%s) is outside of every shared variable", word, text(line).c_str());
+      fault("%s (%s) is out of bounds: %s", word, text(line).c_str(), describe(address).c_str());
   } else if (const Array* array = array_at(address); array && !array->holds(address, bytes)) {
     fault("%s (%s) is out of bounds: %s", word, text(line).c_str(), describe(address).c_str());
   }

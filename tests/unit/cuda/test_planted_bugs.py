@@ -110,7 +110,7 @@ def test_without_a_bug_nothing_is_reported(op: str) -> None:
 
 
 WRONG = "wrong numbers"
-RACE = r"data race[\s\S]*block \(\d, 0, 0\) thread \d+"
+RACE = r"data race[\s\S]*block \(\d, 0, 0\) thread \d+[\s\S]*a race on byte \d+ of (array|shared)"
 PAST_TWO = "index 2 out of bounds"
 IN_KERNEL = r"[\s\S]*in kernel {op}_kernel, block \(\d, 0, 0\), thread \d+"
 # bug: op, means, runs in which it must be found, what the report says.
