@@ -121,7 +121,7 @@ struct AttentionShare {
     for (int warp = 0; warp < ATTENTION_WARPS; ++warp)
       merged.total.max = maximum(merged.total.max, statistics[warp * GROUP + head].max);
     for (int warp = 0; warp < ATTENTION_WARPS; ++warp) {
-      const Softmax part = statistics[warp * GROUP + head];
+      const Softmax& part = statistics[warp * GROUP + head];
       const Words* row = shared + warp * Layout::WARP_WORDS + head * (D / 4);
       merged.add(exp2(part.max - merged.total.max), part.sum,
                  load_vector<Floats>(row + swizzled_quad(head, 2 * chunk)),
@@ -156,7 +156,7 @@ struct AttentionShare {
       for (int i = 0; is_used() && i < count; ++i) {
         const Words* part = shared + i * record_words;
         const Words* row = part + STATISTICS / 4 + head * (D / 4) + chunk;
-        const Softmax one = reinterpret_cast<const Softmax*>(part)[head];
+        const Softmax& one = reinterpret_cast<const Softmax*>(part)[head];
         to->rescale(maximum(to->total.max, one.max));
         to->add(exp2(one.max - to->total.max), one.sum, load_vector<Floats>(row),
                 load_vector<Floats>(row + Layout::CHUNKS));
