@@ -42,8 +42,8 @@ struct Tiling {
 int project_normed(const PackedMatrix& w, const NormInput& in, float* out, int out_stride,
                    int tokens, Stream stream, Tiling tiling = {});
 // x[token, row] += sum_k W[row, k] in[token, k]. O and down; in is [tokens, cols].
-int project_residual(const PackedMatrix& w, const bfloat16* in, float* x, int tokens,
-                     Stream stream, Tiling tiling = {});
+int project_residual(const PackedMatrix& w, const bfloat16* in, float* x, int tokens, Stream stream,
+                     Tiling tiling = {});
 // out[token, row] = silu(gate y) * (up y); gate and up have one type and one shape.
 int gate_up(const PackedMatrix& gate, const PackedMatrix& up, const NormInput& in, bfloat16* out,
             int tokens, Stream stream, Tiling tiling = {});
@@ -73,14 +73,15 @@ struct AttentionArgs {
   unsigned* tickets;       // [tokens * kv_heads], 0 before the first launch; every launch leaves 0
   bfloat16* out;           // [tokens, heads * head_dim]
   int heads;
-  int kv_heads;  // heads / kv_heads is at most 8
-  int head_dim;  // 64 or 128
+  int kv_heads;           // heads / kv_heads is at most 8
+  int head_dim;           // 64 or 128
   int max_length;         // no length is above it
   bool interleaved_rope;  // pairs (2i, 2i + 1), as in GGUF's Llama; else (i, i + head_dim / 2)
   int max_blocks;         // grid's limit: attention_blocks(), or any other above 0
 };
 size_t attention_workspace(int heads, int kv_heads, int head_dim, int max_length, int tokens);
-// Blocks that `processors` SMs with so much shared memory each hold at once. Only time depends on it.
+// Blocks that `processors` SMs with so much shared memory each hold at once. Only time depends on
+// it.
 int attention_blocks(int head_dim, int processors, size_t shared_bytes);
 int attention(const AttentionArgs& args, int tokens, Stream stream);
 
@@ -93,9 +94,9 @@ constexpr int MAX_TOP_LOGPROBS = 20;
 // caller has checked them (model/step.cpp). History and biases are flat: row i's part is
 // [starts[i], starts[i + 1]).
 struct SamplingArgs {
-  const float* logits;  // [rows, logits_stride], readable up to the stride
-  int logits_stride;    // a multiple of 4, at least vocab
-  int vocab;            // at most MAX_SAMPLING_VOCAB
+  const float* logits;       // [rows, logits_stride], readable up to the stride
+  int logits_stride;         // a multiple of 4, at least vocab
+  int vocab;                 // at most MAX_SAMPLING_VOCAB
   const float* temperature;  // 0: greedy
   const float* top_p;
   const float* min_p;

@@ -1,34 +1,49 @@
 // Launchers of the projections: the tiling for a shape, and the translation unit for its type.
+#include <algorithm>
+
 #include "gemm.cuh"
 
 namespace servewright::cuda {
 namespace {
 
-// Of an H100 SXM. Elsewhere only the balance of the choice suffers.
+// Of an H100 SXM: 132 multiprocessors at 1.755 GHz that issue 4 instructions a cycle, 3.35 TB/s
+// from DRAM and about 5.5 from L2. Elsewhere only the balance of the choice suffers.
 constexpr int MULTIPROCESSORS = 132;
-constexpr double L2_PER_DRAM = 1.7;  // read rates: about 5.5 and 3.35 TB/s
+constexpr double L2_PER_DRAM = 5.5 / 3.35;
+constexpr double INSTRUCTIONS_PER_BYTE = 4 * 132 * 1.755e9 / 3.35e12;
 
-double weight_bytes(Weight type) {
+struct WeightCost {
+  double bytes;         // of a row tile, 64 columns
+  double instructions;  // to unpack them, of a warp; counted in the sm_90 code
+};
+
+WeightCost weight_cost(Weight type) {
   switch (type) {
     case Weight::Q8_0:
-      return Tile<Weight::Q8_0>::BYTES / 64.0;
+      return {Tile<Weight::Q8_0>::BYTES, 50};
     case Weight::Q4_0:
-      return Tile<Weight::Q4_0>::BYTES / 64.0;
+      return {Tile<Weight::Q4_0>::BYTES, 40};
     case Weight::Q4_1:
-      return Tile<Weight::Q4_1>::BYTES / 64.0;
+      return {Tile<Weight::Q4_1>::BYTES, 44};
     default:
-      return Tile<Weight::BF16>::BYTES / 32.0;
+      return {2 * Tile<Weight::BF16>::BYTES, 16};
   }
 }
 
-// Time of an SM, in bytes of DRAM a column: rounds of blocks, each with its weights and the
-// activations that it reads from L2.
-double cost(Weight type, Projection kind, int tiles, Tiling tiling) {
-  const int blocks = (tiles + tiling.row_tiles - 1) / tiling.row_tiles;
+// Time of the busiest multiprocessor for 64 columns, in bytes from DRAM: what binds its blocks of
+// the weights from DRAM, all bytes from L2, and instructions.
+double cost(Weight type, Projection kind, int tiles, int tokens, Tiling tiling) {
+  const bool norm = kind != Projection::RESIDUAL;
+  const int r = tiling.row_tiles, t = tiling.token_tiles;
+  const int chunks = (tokens + MMA_TOKENS * t - 1) / (MMA_TOKENS * t);
+  const int blocks = (tiles + r - 1) / r * chunks;
   const int rounds = (blocks + MULTIPROCESSORS - 1) / MULTIPROCESSORS;
-  const double tokens = MMA_TOKENS * tiling.token_tiles;
-  const double activations = kind == Projection::RESIDUAL ? 2 * tokens : 4 * tokens + 4;
-  return rounds * (tiling.row_tiles * weight_bytes(type) + activations / L2_PER_DRAM);
+  const WeightCost weight = weight_cost(type);
+  const double activations = 64.0 * (norm ? 4 * tokens / chunks + 4 : 2 * tokens / chunks);
+  const double from_l2 = (r * weight.bytes + activations) / L2_PER_DRAM;
+  const double instructions = 70 + r * (weight.instructions + 16 * t) + t * (norm ? 90 : 10);
+  return rounds *
+         std::max({r * weight.bytes / chunks, from_l2, instructions / INSTRUCTIONS_PER_BYTE});
 }
 
 Tiling choose(Weight type, Projection kind, int rows, int tokens) {
@@ -39,7 +54,7 @@ Tiling choose(Weight type, Projection kind, int rows, int tokens) {
   for (int row_tiles = 4; row_tiles > 0; row_tiles /= 2) {
     const Tiling next = {row_tiles, best.token_tiles};
     if (!is_compiled(kind, next)) continue;
-    const double time = cost(type, kind, tiles, next);
+    const double time = cost(type, kind, tiles, tokens, next);
     if (best.row_tiles && time >= least) continue;
     best = next;
     least = time;
@@ -94,8 +109,8 @@ int project_normed(const PackedMatrix& w, const NormInput& in, float* out, int o
   return launch(Projection::NORMED, w.type, args, tiling, stream);
 }
 
-int project_residual(const PackedMatrix& w, const bfloat16* in, float* x, int tokens,
-                     Stream stream, Tiling tiling) {
+int project_residual(const PackedMatrix& w, const bfloat16* in, float* x, int tokens, Stream stream,
+                     Tiling tiling) {
   GemmArgs args = arguments(w, tokens);
   args.in = in;
   args.out = x;

@@ -52,8 +52,7 @@ void pack_q4(int row, int block, const uint8_t* quants, uint8_t* tile) {
   for (int k = 0; k < BLOCK_COLS; ++k) {
     const uint8_t q = k < 16 ? quants[k] & 15 : quants[k - 16] >> 4;
     const int word = block * 2 + row / 8, nibble = k % 8 / 2 + k % 2 * 4;
-    lane_of(tile, row, k / 8)[4 * word + nibble / 2] |=
-        static_cast<uint8_t>(q << (nibble % 2 * 4));
+    lane_of(tile, row, k / 8)[4 * word + nibble / 2] |= static_cast<uint8_t>(q << (nibble % 2 * 4));
   }
 }
 

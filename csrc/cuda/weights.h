@@ -39,8 +39,8 @@ struct Tile {
   static constexpr int BYTES = PIECES * PIECE_BYTES + TILE_ROWS * BLOCKS * 2 * SCALES;
 };
 
-size_t source_row_bytes(Weight type, int cols);         // of a GGUF row
-size_t packed_bytes(Weight type, int rows, int cols);   // of a packed matrix
+size_t source_row_bytes(Weight type, int cols);        // of a GGUF row
+size_t packed_bytes(Weight type, int rows, int cols);  // of a packed matrix
 
 // Packs `rows` contiguous GGUF rows into packed_bytes(type, rows, cols) bytes of host memory.
 void pack_weights(Weight type, int rows, int cols, const uint8_t* source, uint8_t* destination);

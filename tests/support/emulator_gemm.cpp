@@ -1,5 +1,7 @@
 // Projections: packing on the host, then one launch.
+// clang-format off
 // Sources: csrc/cuda/gemm.cu csrc/cuda/gemm_bf16.cu csrc/cuda/gemm_q8_0.cu csrc/cuda/gemm_q4_0.cu csrc/cuda/gemm_q4_1.cu csrc/cuda/weights.cpp
+// clang-format on
 #include "emulator_driver.h"
 
 #include "../../csrc/cuda/weights.h"
@@ -45,8 +47,8 @@ SW_OP(pack) {
 SW_OP(project_normed) {
   const int tokens = integer(request, "tokens"), stride = integer(request, "out_stride");
   request.check(cuda::project_normed(packed(request, "w"), norm(request),
-                                     request.output<float>("out", {tokens, stride}), stride,
-                                     tokens, nullptr, tiling(request)));
+                                     request.output<float>("out", {tokens, stride}), stride, tokens,
+                                     nullptr, tiling(request)));
 }
 
 SW_OP(project_residual) {
