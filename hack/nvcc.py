@@ -63,9 +63,7 @@ def disassembler() -> str:
     return found
 
 
-def compile_kernels(
-    source: Path, architecture: str, definitions: Sequence[str] = ()
-) -> Compiled:
+def compile_kernels(source: Path, architecture: str, definitions: Sequence[str] = ()) -> Compiled:
     """Compile one .cu file. Raises subprocess.CalledProcessError with what nvcc says."""
     nvcc = find()
     arguments = [*FLAGS, *(f"-D{definition}" for definition in definitions)]

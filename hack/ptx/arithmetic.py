@@ -75,7 +75,9 @@ def _binary(writer: Writer, instruction: Instruction) -> bool:
     elif base == "mad":
         value = f"{reads_[0]} * {reads_[1]} + {reads_[2]}"
     elif base in ("min", "max"):
-        value = f"np.{'f' if is_float else ''}{base}{'' if is_float else 'imum'}({', '.join(reads_)})"
+        value = (
+            f"np.{'f' if is_float else ''}{base}{'' if is_float else 'imum'}({', '.join(reads_)})"
+        )
     elif base in ("div", "rem") and not is_float:
         value = f"words.{'quotient' if base == 'div' else 'remainder'}({', '.join(reads_)})"
     else:

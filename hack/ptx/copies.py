@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
 from hack.ptx.faults import Fault
 from hack.ptx.memory import Memory
 from hack.ptx.shared import Shared

@@ -35,9 +35,10 @@ def fma_f64(a: Lanes, b: Lanes, c: Lanes) -> Lanes:
     low = _product_error(a, b, high)
     sum_high, sum_low = _two_sum(c, low)
     total, rest = _two_sum(high, sum_high)
-    result = total + _odd_sum(sum_low, rest)
+    result: Lanes = total + _odd_sum(sum_low, rest)
     # Splitting overflows near the ends of the range; there the plain form is all there is.
-    return np.where(np.isfinite(result) & np.isfinite(low), result, a * b + c)[()]
+    usual = np.isfinite(result) & np.isfinite(low)
+    return np.asarray(np.where(usual, result, a * b + c))[()]
 
 
 def _two_sum(a: Lanes, b: Lanes) -> tuple[Lanes, Lanes]:

@@ -13,7 +13,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-
 from hack.ptx.faults import Fault, Refused
 from hack.ptx.machine import Dimensions, Machine
 from hack.ptx.memory import Memory
@@ -69,9 +68,7 @@ def launch(
     segments = _translated(kernel)
     places = {segment.first: number for number, segment in enumerate(segments)}
     places[len(kernel.instructions)] = len(segments)
-    blocks = [
-        (x, y, z) for z in range(grid[2]) for y in range(grid[1]) for x in range(grid[0])
-    ]
+    blocks = [(x, y, z) for z in range(grid[2]) for y in range(grid[1]) for x in range(grid[0])]
     width = -(-block[0] * block[1] * block[2] // WARP) * WARP
     room = _SHARED_AT_ONCE // max(1, kernel.shared_bytes + dynamic_bytes)
     at_once = len(blocks) if resident else max(1, min(_LANES_AT_ONCE // width, room))

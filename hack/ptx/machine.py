@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-
 from hack.ptx.atomics import atomic
 from hack.ptx.copies import Copies
 from hack.ptx.faults import Fault
@@ -78,7 +77,9 @@ class Machine:
         members = np.ascontiguousarray(words).view(kind)
         return [members[..., i] for i in range(count)]
 
-    def store(self, at: int, space: str, where: Lanes, mask: Lanes, values: tuple[Lanes, ...]) -> None:
+    def store(
+        self, at: int, space: str, where: Lanes, mask: Lanes, values: tuple[Lanes, ...]
+    ) -> None:
         """One to four unsigned members a lane."""
         if mask is False:
             return
@@ -216,7 +217,9 @@ class Machine:
         c: tuple[Lanes, ...],
     ) -> list[Lanes]:
         """D[16, 8] = A[16, 16] B[16, 8] + C, summed in double, by the PTX ISA's fragments."""
-        if mask is False or (mask is not None and (mask.reshape(-1, WARP).sum(axis=1) % WARP).any()):
+        if mask is False or (
+            mask is not None and (mask.reshape(-1, WARP).sum(axis=1) % WARP).any()
+        ):
             raise Fault(f"mma by a part of a warp: {self.kernel.instructions[at]}")
         count = self.lanes // WARP
         group, member = np.arange(WARP) // 4, np.arange(WARP) % 4
@@ -267,7 +270,7 @@ def _special(
     thread = np.tile(np.arange(width, dtype=np.uint32), len(blocks))
     lane = thread % np.uint32(WARP)
     one = np.uint32(1)
-    special = {
+    special: dict[str, Lanes] = {
         "%laneid": lane,
         "%warpid": thread // np.uint32(WARP),
         "%lanemask_eq": one << lane,

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-
 from hack.ptx.faults import Fault
 from hack.ptx.traffic import SECTOR, Traffic, global_request
+from numpy.typing import NDArray
 
 Lanes = Any  # an array with an element a lane, or a scalar that all lanes share
 PAGE = 256
@@ -143,7 +142,9 @@ class Memory:
         part = np.ones(lanes, bool) if mask is None else mask
         while (part & ~taken).any():
             owner = self._owner(int(everyone[part & ~taken][0]), size)
-            inside = part & (everyone >= owner.start) & (everyone + size <= owner.start + owner.size)
+            inside = (
+                part & (everyone >= owner.start) & (everyone + size <= owner.start + owner.size)
+            )
             taken |= inside
             self._count(owner, everyone, everyone[inside], inside, lanes, size, kind)
 

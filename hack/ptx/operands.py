@@ -6,7 +6,6 @@ import re
 from typing import Any
 
 import numpy as np
-
 from hack.ptx.faults import Refused
 from hack.ptx.program import Instruction
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
 from hack.ptx.program import Instruction
 
 Lanes = Any  # an array with an element a lane

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
 from hack.ptx.faults import Fault
 from hack.ptx.program import SIZES, Kernel
 from hack.ptx.races import Races
@@ -32,9 +31,7 @@ class Shared:
         for offset, size in kernel.shared.values():
             self._valid[offset : offset + size] = True
         self._valid[kernel.shared_bytes : kernel.shared_bytes + dynamic_bytes] = True
-        self.races = Races(
-            self.data.size // self.granule, lanes, kernel.instructions, watch=races
-        )
+        self.races = Races(self.data.size // self.granule, lanes, kernel.instructions, watch=races)
 
     def load(self, addresses: Lanes, mask: Lanes, size: int, at: int) -> Lanes:
         """[lanes, words] of unsigned words of at most 8 bytes."""

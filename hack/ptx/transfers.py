@@ -54,9 +54,7 @@ def _load(writer: Writer, instruction: Instruction) -> bool:
     where = _address(writer, base, offset)
     if "nc" in instruction.modifiers:
         space = "read-only"
-    writer.line(
-        f"t = X.load({writer.at}, '{space}', {where}, {writer.mask}, {kind}, {members})"
-    )
+    writer.line(f"t = X.load({writer.at}, '{space}', {where}, {writer.mask}, {kind}, {members})")
     for at, target in enumerate(vector(targets)):
         writer.write(target, kind, f"t[{at}]")
     return True

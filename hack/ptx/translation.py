@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-
 from hack.ptx import arithmetic, floats, words
 from hack.ptx.faults import Refused
 from hack.ptx.operands import KINDS, literal, registers_of
@@ -26,7 +26,7 @@ _MEETINGS = {"shfl", "vote", "mma", "redux"}  # and bar.warp.sync
 
 @dataclass
 class Segment:
-    """Instructions first to last (excluded). `end` is how control leaves, None: it falls through."""
+    """Instructions first to last (excluded). `end`: how control leaves; None: it falls through."""
 
     first: int
     last: int
@@ -44,6 +44,7 @@ class Translator:
             raise Refused(kernel.refusal)
         self.kernel = kernel
         self.constants: dict[str, Any] = {}
+        self.defined: set[str] = set()
         self._where = self._lives()
         self._kinds: dict[str, str] = {}
 
@@ -82,7 +83,7 @@ class Translator:
             if instruction.base in _ENDS:
                 starts.add(at + 1)
         ordered = sorted(starts)
-        return [(a, b) for a, b in zip(ordered, ordered[1:], strict=False) if a < b]
+        return [(a, b) for a, b in pairwise(ordered) if a < b]
 
     def _lives(self) -> dict[str, bool]:
         seen: dict[str, set[int]] = {}
@@ -90,6 +91,7 @@ class Translator:
         for number, (first, last) in enumerate(self._stretches()):
             for instruction in self.kernel.instructions[first:last]:
                 written, read = registers_of(instruction)
+                self.defined.update(written)
                 for register in (*read, *written):
                     if register not in seen:
                         local[register] = register in written and register not in read
@@ -156,6 +158,9 @@ class Writer:
     def read(self, operand: str, kind: str) -> str:
         """An expression for an operand as numpy kind, e.g. "u4"."""
         if operand.startswith("%") and operand.partition(".")[0] not in SPECIAL:
+            if operand not in self._translator.defined:
+                # What no instruction writes is a half that nobody looks at.
+                return self._translator.constant(np.dtype(kind).type(0))
             name, held = self._local(operand), self._translator.kind(operand)
             if operand not in self._held:
                 self.line(f"{name} = R.get('{operand}')")
@@ -170,7 +175,9 @@ class Writer:
         if operand in self.kernel.dynamic:
             return self._translator.constant(np.dtype(kind).type(self.kernel.shared_bytes))
         if operand in self.kernel.parameters:
-            return self._translator.constant(np.dtype(kind).type(self.kernel.parameters[operand][0]))
+            return self._translator.constant(
+                np.dtype(kind).type(self.kernel.parameters[operand][0])
+            )
         return self._translator.constant(literal(operand, kind))
 
     def write(self, register: str, kind: str, expression: str) -> None:
@@ -180,11 +187,15 @@ class Writer:
         held = self._translator.define(register, kind)
         if held != kind:
             same = held[1:] == kind[1:]
-            expression = f"({expression}).view({held})" if same else f"({expression}).astype({held})"
+            expression = (
+                f"({expression}).view({held})" if same else f"({expression}).astype({held})"
+            )
         name = self._local(register)
         if self._translator.is_local(register):
             guarded = self.mask == "m" and register in self._held
-            self.line(f"{name} = keep(m, {expression}, {name})" if guarded else f"{name} = {expression}")
+            self.line(
+                f"{name} = keep(m, {expression}, {name})" if guarded else f"{name} = {expression}"
+            )
             self._held.add(register)
             return
         if register not in self._held:

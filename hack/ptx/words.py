@@ -22,7 +22,7 @@ def lop3(a: Lanes, b: Lanes, c: Lanes, table: int) -> Lanes:
 def prmt(a: Lanes, b: Lanes, selector: Lanes) -> Lanes:
     """Four bytes chosen from the eight of b:a; bit 3 of a choice spreads the byte's sign."""
     both = a.astype(np.uint64) | (b.astype(np.uint64) << np.uint64(32))
-    result = np.uint32(0)
+    result: Lanes = np.uint32(0)
     for byte in range(4):
         choice = (selector >> np.uint32(4 * byte)) & np.uint32(15)
         taken = (both >> ((choice & np.uint32(7)) * np.uint32(8)).astype(np.uint64)).astype(
@@ -40,7 +40,9 @@ def bfe(x: Lanes, position: Lanes, length: Lanes) -> Lanes:
     start = np.minimum(position & np.uint32(255), bits).astype(np.int64)
     size = np.minimum(length & np.uint32(255), bits).astype(np.int64)
     if x.dtype.kind == "u":
-        mask = np.where(size >= bits, ~x.dtype.type(0), (x.dtype.type(1) << size.astype(x.dtype)) - 1)
+        mask = np.where(
+            size >= bits, ~x.dtype.type(0), (x.dtype.type(1) << size.astype(x.dtype)) - 1
+        )
         return (np.where(start >= bits, 0, x >> start.astype(x.dtype)) & mask).astype(x.dtype)
     # Signed: bits beyond the word are copies of its sign.
     wide = x.astype(np.int64) >> np.minimum(start, bits - 1)
@@ -84,7 +86,7 @@ def leading_zeros(x: Lanes) -> Lanes:
 
 
 def find_leading(x: Lanes) -> Lanes:
-    """`bfind`: the position of the highest 1 (of the highest bit unlike the sign), or 0xffffffff."""
+    """`bfind`: where the highest 1 (or bit unlike the sign) is; 0xffffffff when there is none."""
     if x.dtype.kind == "i":
         x = np.where(x < 0, ~x, x)[()]
     unsigned = x.view(f"u{x.dtype.itemsize}")

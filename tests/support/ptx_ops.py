@@ -166,6 +166,7 @@ def packed(w: Matrix) -> Array:
         # [step][g][t] pair 2 m of both rows, pair 2 m + 1 of both rows
         steps = pairs.reshape(*pairs.shape[:-1], 2, 2).transpose(0, 1, 2, 6, 3, 4, 7, 5)
         return np.ascontiguousarray(steps).astype(np.uint32).view(np.uint8).reshape(-1)
+    pieces: Array
     if w.type == Q8_0:
         order = [0, 2, 1, 3, 4, 6, 5, 7]
         pieces = lanes[..., order].astype(np.int8).view(np.uint8)
@@ -178,7 +179,7 @@ def packed(w: Matrix) -> Array:
     scales[: w.rows, : w.cols // 32, 0] = w.d[:, ::32]
     if w.type == Q4_1:
         scales[: w.rows, : w.cols // 32, 1] = w.m[:, ::32]
-    tail = scales.reshape(tiles, 2, 8, columns, blocks, -1).transpose(0, 3, 2, 4, 1, 5)
+    tail: Array = scales.reshape(tiles, 2, 8, columns, blocks, -1).transpose(0, 3, 2, 4, 1, 5)
     tail = np.ascontiguousarray(tail).view(np.uint8).reshape(tiles, columns, -1)
     return np.concatenate([pieces, tail], axis=2).reshape(-1)
 
@@ -198,7 +199,8 @@ def sample(rows: Rows, **options: Any) -> Ran:
         values = rows.columns[name]
         at[name] = memory.place(name, values if values.size else np.zeros(1, values.dtype))
     stride = rows.logits.shape[1]
-    workspace = memory.place_poisoned("workspace", (rows.count * stride * 12,), np.uint8)
+    words = -(-rows.vocab // 128) * 128  # of a row in the workspace
+    workspace = memory.place_poisoned("workspace", (rows.count * words * 12,), np.uint8)
     results = [
         memory.place_poisoned("token_ids", (rows.count,), np.int32),
         memory.place_poisoned("finite", (rows.count,), np.int32),
@@ -211,7 +213,7 @@ def sample(rows: Rows, **options: Any) -> Ran:
         *(at["logits"], stride, rows.vocab),
         *(at[name] for name in _COLUMNS),
         *(MAX_TOP_LOGPROBS, workspace, *results),
-        workspace + rows.count * stride * 8,  # the counts
+        workspace + rows.count * words * 8,  # the counts
     )
     kernel = kernels("sampling.cu")["sample_rows"]
     threads = 128 if rows.vocab <= 4096 else kernel.threads

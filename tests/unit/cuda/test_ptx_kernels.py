@@ -15,6 +15,7 @@ import pytest
 from hack import nvcc
 from hack.ptx import Fault, Memory, Program, launch
 from numpy.typing import NDArray
+
 from support.decode_attention import Decode
 from support.emulated import from_bfloat16, to_bfloat16
 from support.planted_bugs import SOURCE, cases, numbers
@@ -59,7 +60,7 @@ def whole(ran: Ran, wavefronts: float) -> Ran:
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_attention_reads_every_cached_position_once(head_dim: int) -> None:
     case = Decode([301, 77, 16, 1], 8, 2, head_dim)
-    ran = whole(attention(case), 1.15)
+    ran = whole(attention(case), 1.25)
     pool = ran.read("pool")
     exact = case.attended(pool, np.float64)
     error = np.abs(from_bfloat16(ran.read("out")) - exact)
@@ -172,13 +173,14 @@ def test_tokens_are_the_reference_s() -> None:
 
 def test_rows_read_their_logits_as_often_as_their_parameters_ask() -> None:
     logits = np.random.default_rng(3).normal(0, 3, (2, 4096)).astype(np.float32)
-    for passes, columns in [
+    asked: list[tuple[float, dict[str, Any]]] = [
         (1, {"temperature": 0}),
         # The maximum, the sum of the weights, the token's place: no exponential is kept.
         (3.1, {"temperature": 1}),
         # Weights are kept: the rest reads these.
         (2, {"temperature": 1, "top_k": 40, "top_p": 0.9}),
-    ]:
+    ]
+    for passes, columns in asked:
         rows = Rows(logits, **columns)
         ran = sample(rows)
         np.testing.assert_array_equal(ran.read("token_ids"), rows.by_reference())
@@ -188,6 +190,7 @@ def test_rows_read_their_logits_as_often_as_their_parameters_ask() -> None:
 
 
 # ---- Planted bugs ----
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -245,6 +248,7 @@ def verdict(op: str, bug: str, *, lazy: bool) -> str | None:
 FOUND = {
     ("sum_rows", "MISSING_BARRIER"): "read after write: line .*planted.cu",
     ("sum_rows", "BARRIERS_APART"): "different barriers",
+    ("sum_rows", "DIVERGENT_SHUFFLE"): "deadlock; 128 threads wait at a meeting: line",
     ("sum_rows", "GLOBAL_READ_PAST_END"): r"of x \(\d+ bytes\)",
     ("sum_rows", "GLOBAL_WRITE_PAST_END"): r"of sums \(\d+ bytes\)",
     ("sum_rows", "SHARED_WRITE_PAST_END"): "in no variable",
@@ -263,6 +267,20 @@ FOUND = {
     ("multiply", "WRONG_FRAGMENT"): "wrong numbers in d",
     ("multiply", "MISALIGNED_VECTOR"): "not aligned to 16",
 }
+
+
+# What this witness cannot see: order between blocks, and barriers that the hardware lets pass
+# because the other threads have ended. The emulator finds them.
+UNSEEN = [
+    ("sum_rows", "DIVERGENT_BARRIER"),
+    ("two_phases", "MISSING_GRID_BARRIER"),
+    ("two_phases", "GRID_BARRIER_WITHOUT_RELEASE"),
+]
+
+
+@pytest.mark.parametrize(("op", "bug"), UNSEEN, ids=lambda x: x)
+def test_a_planted_bug_is_not_seen(op: str, bug: str) -> None:
+    assert verdict(op, bug, lazy=True) is None
 
 
 @pytest.mark.parametrize("op", LAUNCHES)
