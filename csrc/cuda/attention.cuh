@@ -111,9 +111,9 @@ struct AttentionShare {
         split_pair(x[2 * i] * scale, x[2 * i + 1] * scale, &parts[i / 2][i % 2 * 2],
                    &parts[i / 2][i % 2 * 2 + 1]);
     }
-    Words* const to = query + chunk / 4 * 64 + 4 * head + chunk % 4;
-    store_vector(to, parts[0]);
-    store_vector(to + 32, parts[1]);
+    const int step = chunk / 4 * 2, lane = 4 * head + chunk % 4;
+    store_vector(query + query_place(step, lane), parts[0]);
+    store_vector(query + query_place(step + 1, lane), parts[1]);
   }
 
   SW_DEVICE Merged merged_warps(const Words* shared, const Softmax* statistics) const {
@@ -122,10 +122,10 @@ struct AttentionShare {
       merged.total.max = maximum(merged.total.max, statistics[warp * GROUP + head].max);
     for (int warp = 0; warp < ATTENTION_WARPS; ++warp) {
       const Softmax& part = statistics[warp * GROUP + head];
-      const Words* row = shared + warp * Layout::WARP_WORDS + head * (D / 4);
-      merged.add(exp2(part.max - merged.total.max), part.sum,
-                 load_vector<Floats>(row + swizzled_quad(head, 2 * chunk)),
-                 load_vector<Floats>(row + swizzled_quad(head, 2 * chunk + 1)));
+      const Words* row =
+          shared + warp * Layout::WARP_WORDS + head * (D / 4) + swizzled_chunk(head, chunk);
+      merged.add(exp2(part.max - merged.total.max), part.sum, load_vector<Floats>(row),
+                 load_vector<Floats>(row + Layout::CHUNKS));
     }
     return merged;
   }

@@ -42,10 +42,13 @@ struct AttentionLayout {
 // K's fragment loads reads half of each), rows 0, 2, 4, 6 in bits 1-2 (V's reads a quarter of
 // each).
 SW_DEVICE int swizzled(int row, int chunk) { return chunk ^ (row & 6) ^ (row & 1) << 2; }
-// The same for merged values, float quads of heads 2t: four heads times quads {0, 2}.
-SW_DEVICE int swizzled_quad(int head, int quad) {
-  return quad ^ (head >> 1 & 1) ^ (head >> 2) << 2;
-}
+// A warp's values [head][half chunk][chunk] of 4 float: where `chunk` lies. They are written by
+// four heads times two chunks, and read by one head times eight.
+SW_DEVICE int swizzled_chunk(int head, int chunk) { return chunk ^ (head & 6); }
+
+// q as fragments: where the 16 bytes of a lane for a step of 16 dimensions lie. Steps 2i and 2i + 2
+// are written together.
+SW_DEVICE int query_place(int step, int lane) { return 32 * step + (lane ^ (step & 2) << 1); }
 
 SW_DEVICE float lower_half(uint32_t pair) { return bit_cast<float>(pair << 16); }
 SW_DEVICE float upper_half(uint32_t pair) { return bit_cast<float>(pair & 0xffff0000u); }
@@ -210,8 +213,8 @@ struct AttentionWarp {
     float d[2][4] = {};  // rows 0-7: of q's upper parts, 8-15: of its lower parts
     SW_UNROLL
     for (int step = 0; step < D / 32; ++step) {
-      const Words q0 = load_vector<Words>(query + 64 * step + lane);
-      const Words q1 = load_vector<Words>(query + 64 * step + 32 + lane);
+      const Words q0 = load_vector<Words>(query + query_place(2 * step, lane));
+      const Words q1 = load_vector<Words>(query + query_place(2 * step + 1, lane));
       SW_UNROLL
       for (int tile = 0; tile < 2; ++tile) {
         const Words k = load_vector<Words>(keys[step % 2] + step / 2 * 8 + tile * 8 * CHUNKS);
@@ -297,12 +300,11 @@ struct AttentionWarp {
     const int g = lane / 4, t = lane % 4;
     SW_UNROLL
     for (int part = 0; part < TILES; ++part) {
-      const int half = part / 4, j = part % 4;
-      const int head = 2 * t + j % 2, quad = 16 * half + 2 * g + j / 2;
+      const int half = part / 4, j = part % 4, head = 2 * t + j % 2;
       Floats x;
       SW_UNROLL
       for (int n = 0; n < 4; ++n) x[n] = values[4 * half + n][j];
-      store_vector(stages + head * (D / 4) + swizzled_quad(head, quad), x);
+      store_vector(stages + (2 * head + j / 2) * CHUNKS + swizzled_chunk(head, 8 * half + g), x);
     }
     if (t == 0) statistics[warp * GROUP + g] = {max, sum};
   }
