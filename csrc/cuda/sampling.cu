@@ -8,10 +8,13 @@ namespace {
 // and 512 threads leave each the registers it needs: with 32 warps 680 bytes were spilled.
 constexpr int THREADS = MAX_WARPS * 32;
 constexpr int SMALL_VOCAB = 4096;
+static_assert(MAX_TOP_LOGPROBS <= 32, "a small block has 32 groups of four threads");
 constexpr int SMALL_THREADS = 128;  // rows of few tokens wait for barriers alone
 
 // Words of a row in the workspace.
-SW_ANY size_t stride_of(int vocab) { return (static_cast<size_t>(vocab) + 3) / 4 * 4; }
+SW_ANY size_t stride_of(int vocab) {
+  return (static_cast<size_t>(vocab) + WORD_GROUP - 1) / WORD_GROUP * WORD_GROUP;
+}
 
 constexpr int SCAN_LOADS = 4;  // in flight a thread: 32 KB of the SM's, what its share of L2 needs
 
@@ -27,7 +30,7 @@ struct Scan {
 SW_DEVICE Scan scan_row(Scratch& scratch, int vocab, const float* logits) {
   float max = -__builtin_huge_valf();
   int32_t argmax = 0;
-  bool is_odd = false;
+  uint32_t largest = 0;  // bits of a magnitude: those of infinity or more are not finite
   const int first = static_cast<int>(dev::thread_index()) * 4, step = thread_count() * 4;
   for (int begin = first; begin < vocab; begin += SCAN_LOADS * step) {
     float x[SCAN_LOADS][4];
@@ -39,13 +42,13 @@ SW_DEVICE Scan scan_row(Scratch& scratch, int vocab, const float* logits) {
       const int id = begin + i / 4 * step + i % 4;
       if (id >= vocab) continue;
       const float value = x[i / 4][i % 4];
-      is_odd |= (dev::bit_cast<uint32_t>(value) & 0x7f800000u) == 0x7f800000u;
+      largest = dev::maximum(largest, dev::bit_cast<uint32_t>(value) & 0x7fffffffu);
       if (!(value > max)) continue;
       max = value;
       argmax = id;
     }
   }
-  is_odd = dev::vote_any(is_odd);
+  const bool is_odd = dev::vote_any(largest >= 0x7f800000u);
   if (lane_index() == 0) scratch.flags[warp_index()] = is_odd;
   const Best best = best_of_block(scratch, {static_cast<double>(max), argmax});
   uint32_t odd = 0;
@@ -64,7 +67,7 @@ SW_DEVICE void weigh(Scratch& scratch, int vocab, const Exponentials& weights, c
          id += SEGMENT / 2) {
       uint64_t four[4];
       weights.four(id, four);
-      if (keys) store_words(keys + id, four);
+      if (keys) store_words(keys, id, four);
       SW_UNROLL
       for (int i = 0; i < 4; ++i) {
         if (id + i >= vocab || !is_kept(kept, four[i], id + i)) continue;
@@ -125,7 +128,7 @@ SW_DEVICE int32_t draw_token(Scratch& scratch, const SamplingArgs& args, int row
       total_of(scratch, segments_of(vocab), [&](int i) { return scratch.sums[i]; });
   const uint64_t place = place_of(random_bits(args.seed[row], args.draw[row]), total);
   return find_id(scratch, vocab, place, [&](int id) -> uint64_t {
-    const uint64_t key = keys ? keys[id] : weights.one(id);
+    const uint64_t key = keys ? keys[word_of(id)] : weights.one(id);
     return is_kept(kept, key, id) ? mass_of(dev::bit_cast<double>(key)) : 0;
   });
 }
@@ -169,23 +172,36 @@ SW_DEVICE double log_total_of(Scratch& scratch, int vocab, const Exponentials& w
   return dev::log(static_cast<double>(total) * 0x1p-45);
 }
 
-// Gathers the tokens that may be among the `count` best: each thread has scanned its own share, and
-// the tokens down to the count-th best of the threads' bests are at least as many. Where a few
-// threads have so many of them that they are not held, returns more than GATHERED.
+// Gathers the tokens that may be among the `count` best: every four threads know the best of what
+// they have scanned, and the tokens down to the count-th of these are at least as many. Where few
+// threads hold so many of them that there is no room, returns more than GATHERED.
 SW_DEVICE int gather_best(Scratch& scratch, int vocab, const LogitKeys& keys, const Scan& scan,
                           int count) {
-  const int thread = static_cast<int>(dev::thread_index());
-  scratch.keys[thread] = scan.top;
-  scratch.ids[thread] = scan.top_id;
+  const int thread = static_cast<int>(dev::thread_index()), groups = thread_count() / 4;
+  uint64_t key = scan.top;
+  int32_t id = scan.top_id;
+  for (int mask = 1; mask < 4; mask *= 2) {
+    const uint64_t other = dev::shuffle_xor(key, mask);
+    const int32_t other_id = dev::shuffle_xor(id, mask);
+    if (other < key || (other == key && other_id > id)) continue;
+    key = other;
+    id = other_id;
+  }
+  if (thread % 4 == 0) {
+    scratch.keys[thread / 4] = key;
+    scratch.ids[thread / 4] = id;
+  }
   if (thread == 0) scratch.edge = {1, vocab};
   dev::barrier();
-  int place = 0;
-  for (int other = 0; other < thread_count(); ++other) place += is_better(scratch, other, thread);
-  if (place == count - 1 && scan.top > 0) scratch.edge = {scan.top, scan.top_id};
+  if (thread < groups && scratch.keys[thread] > 0) {
+    int place = 0;
+    for (int other = 0; other < groups; ++other) place += is_better(scratch, other, thread);
+    if (place == count - 1) scratch.edge = {scratch.keys[thread], scratch.ids[thread]};
+  }
   dev::barrier();
   const Edge edge = scratch.edge;
   return gather(scratch, vocab, keys, edge.key, ~uint64_t{0},
-                [&](int32_t id, uint64_t key) { return is_kept(edge, key, id) ? key : 0; });
+                [&](int32_t i, uint64_t key_i) { return is_kept(edge, key_i, i) ? key_i : 0; });
 }
 
 // log softmax of the raw logits: of the token, and of the best.

@@ -15,7 +15,8 @@
 // `finite` says 0.
 //
 // Layout: logits [rows, logits_stride] float32, 16-byte aligned, stride a multiple of 4, readable
-// up to the stride. Workspace [rows][ceil4(vocab)] 64-bit: x of adjusted rows, then bits of w.
+// up to the stride. Workspace, in rows of ceil128(vocab): 64-bit words, the x of adjusted rows and
+// then the bits of w; 32-bit counts of the history.
 //
 // Passes over a row of V logits (4 V bytes each unless said):
 //   greedy                      1
@@ -31,12 +32,12 @@
 
 namespace servewright::cuda {
 
-// exp(x) for x <= 0, relative error below 4e-16; the CPU's polynomial with the CPU's roundings.
+// exp(x) for -700 <= x <= 0, relative error below 4e-16; the CPU's polynomial with the CPU's
+// roundings.
 SW_DEVICE double exponential(double x) {
-  const double y = x < -700.0 ? -700.0 : x;
-  const double shifted = y * 1.4426950408889634 + 6755399441055744.0;
+  const double shifted = x * 1.4426950408889634 + 6755399441055744.0;
   const double n = shifted - 6755399441055744.0;
-  const double r = dev::fma(n, -1.9082149292705877e-10, dev::fma(n, -0.69314718036912382, y));
+  const double r = dev::fma(n, -1.9082149292705877e-10, dev::fma(n, -0.69314718036912382, x));
   double p = 1.6059043836821613e-10;
   p = dev::fma(p, r, 2.0876756987868099e-9);
   p = dev::fma(p, r, 2.5052108385441719e-8);
@@ -52,7 +53,7 @@ SW_DEVICE double exponential(double x) {
   p = dev::fma(p, r, 1.0);
   p = dev::fma(p, r, 1.0);
   const uint64_t power = (dev::bit_cast<uint64_t>(shifted) - 0x4338000000000000u + 1023u) << 52;
-  return x < -700.0 ? 0.0 : p * dev::bit_cast<double>(power);
+  return p * dev::bit_cast<double>(power);
 }
 
 using Floats = dev::Vector<float, 4>;
@@ -63,13 +64,23 @@ SW_DEVICE void load_floats(const float* p, float (&x)[4]) {
   SW_UNROLL
   for (int i = 0; i < 4; ++i) x[i] = dev::bit_cast<float>(raw[i]);
 }
-SW_DEVICE void load_words(const uint64_t* p, uint64_t (&x)[4]) {
-  const Words a = dev::load_vector<Words>(p), b = dev::load_vector<Words>(p + 2);
+
+// Where a row's workspace holds the word of an id. A warp takes 128 ids at once, a lane 4: the
+// first two of all lanes lie together, then the other two, so that each of its vectors is
+// contiguous.
+constexpr int WORD_GROUP = 128;
+SW_DEVICE int word_of(int id) {
+  return (id & -WORD_GROUP) | (id & 2) << 5 | (id & (WORD_GROUP - 4)) >> 1 | (id & 1);
+}
+SW_DEVICE void load_words(const uint64_t* words, int id, uint64_t (&x)[4]) {
+  const uint64_t* p = words + word_of(id);
+  const Words a = dev::load_vector<Words>(p), b = dev::load_vector<Words>(p + WORD_GROUP / 2);
   x[0] = a[0], x[1] = a[1], x[2] = b[0], x[3] = b[1];
 }
-SW_DEVICE void store_words(uint64_t* p, const uint64_t (&x)[4]) {
+SW_DEVICE void store_words(uint64_t* words, int id, const uint64_t (&x)[4]) {
+  uint64_t* p = words + word_of(id);
   dev::store_vector(p, Words{{x[0], x[1]}});
-  dev::store_vector(p + 2, Words{{x[2], x[3]}});
+  dev::store_vector(p + WORD_GROUP / 2, Words{{x[2], x[3]}});
 }
 
 // Where x comes from: the logits, or the workspace if anything was added to them.
@@ -80,7 +91,7 @@ struct Values {
   SW_DEVICE void four(int id, double (&x)[4]) const {
     if (adjusted) {
       uint64_t bits[4];
-      load_words(adjusted + id, bits);
+      load_words(adjusted, id, bits);
       SW_UNROLL
       for (int i = 0; i < 4; ++i) x[i] = dev::bit_cast<double>(bits[i]);
     } else {
@@ -91,7 +102,8 @@ struct Values {
     }
   }
   SW_DEVICE double one(int id) const {
-    return adjusted ? dev::bit_cast<double>(adjusted[id]) : static_cast<double>(logits[id]);
+    return adjusted ? dev::bit_cast<double>(adjusted[word_of(id)])
+                    : static_cast<double>(logits[id]);
   }
 };
 
@@ -139,7 +151,7 @@ struct Exponentials {
 // The same, stored.
 struct StoredKeys {
   const uint64_t* keys;
-  SW_DEVICE void four(int id, uint64_t (&out)[4]) const { load_words(keys + id, out); }
+  SW_DEVICE void four(int id, uint64_t (&out)[4]) const { load_words(keys, id, out); }
 };
 
 // Keys of the logits themselves, above 0 for finite ones. -0 and 0 are equal.
@@ -223,7 +235,7 @@ SW_DEVICE void start_adjusting(int vocab, const float* logits, uint64_t* x, uint
     uint64_t bits[4];
     SW_UNROLL
     for (int i = 0; i < 4; ++i) bits[i] = dev::bit_cast<uint64_t>(static_cast<double>(raw[i]));
-    store_words(x + id, bits);
+    store_words(x, id, bits);
     if (counts) dev::store_vector(counts + id, dev::Vector<uint32_t, 4>{{0, 0, 0, 0}});
   }
 }
@@ -235,10 +247,10 @@ SW_DEVICE void add_biases(const RowView& row, uint64_t* x) {
     bool is_first = true;
     for (int j = 0; j < i && is_first; ++j) is_first = row.bias_ids[j] != id;
     if (!is_first) continue;
-    double value = dev::bit_cast<double>(x[id]);
+    double value = dev::bit_cast<double>(x[word_of(id)]);
     for (int j = i; j < row.biases; ++j)
       if (row.bias_ids[j] == id) value += static_cast<double>(row.bias_values[j]);
-    x[id] = dev::bit_cast<uint64_t>(value);
+    x[word_of(id)] = dev::bit_cast<uint64_t>(value);
   }
 }
 
@@ -257,10 +269,10 @@ SW_DEVICE void penalise(const SamplingArgs& args, const RowView& row, int index,
     const int32_t id = row.history[i];
     const uint32_t count = dev::atomic_max_relaxed(&counts[id], TAKEN);
     if (count == TAKEN) continue;
-    double value = dev::bit_cast<double>(x[id]);
+    double value = dev::bit_cast<double>(x[word_of(id)]);
     value = value > 0.0 ? value / repetition : value * repetition;
     if (count > 0) value -= frequency * static_cast<double>(count) + presence;
-    x[id] = dev::bit_cast<uint64_t>(value);
+    x[word_of(id)] = dev::bit_cast<uint64_t>(value);
   }
 }
 

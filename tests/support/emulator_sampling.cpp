@@ -54,7 +54,10 @@ void scan(const float* x, int n, ScanResult* result) {
 }
 
 void exponentials(double* x, int n, double max, double temperature) {
-  for (int i = 0; i < n; ++i) x[i] = cuda::exponential((x[i] - max) / temperature);
+  for (int i = 0; i < n; ++i) {
+    const double y = (x[i] - max) / temperature;
+    x[i] = y < -700.0 ? 0.0 : cuda::exponential(y);
+  }
 }
 
 }  // namespace
@@ -106,7 +109,7 @@ SW_OP(sample_on_cpu) {
   }
 }
 
-// The kernel's exponential of x <= 0.
+// The kernel's exponential of -700 <= x <= 0.
 SW_OP(sampling_exponential) {
   const double* x = request.input<double>("x");
   const auto count = request.shape("x")[0];
