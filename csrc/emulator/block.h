@@ -57,7 +57,7 @@ struct Thread {
   const char* word = "";
   Line line = {"", 0};
   std::vector<Copy> open;
-  std::deque<Group> groups;
+  std::vector<Group> groups;  // the oldest first
   Edge issued;
 
   bool can_run() const { return !done && (!waits || waits->phase != phase); }

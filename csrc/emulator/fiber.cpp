@@ -3,6 +3,7 @@
 #include <stdint.h>
 #include <sys/mman.h>
 
+#include <utility>
 #include <vector>
 
 #include "fault.h"
@@ -36,6 +37,7 @@ namespace servewright::emulator {
 namespace {
 
 constexpr size_t PAGE = 4096;
+constexpr size_t CACHE_LINE = 64;
 #if defined(SW_ASAN) || defined(SW_TSAN)
 constexpr size_t STACK = 256 << 10;  // red zones and reports need room
 #else
@@ -83,8 +85,8 @@ Fiber::~Fiber() {
 #endif
 }
 
-void Fiber::start(void (*entry)(), const std::string& name) {
-  name_ = name;  // before the fiber exists: what comes later would be a race with it
+void Fiber::start(void (*entry)(), std::string name) {
+  name_ = std::move(name);  // before the fiber exists: what comes later would be a race with it
   stack_ = take_stack();
 #if defined(SW_ASAN)
   __asan_unpoison_memory_region(stack_, STACK);
@@ -92,9 +94,12 @@ void Fiber::start(void (*entry)(), const std::string& name) {
 #if defined(SW_TSAN)
   scheduler.context = __tsan_get_current_fiber();
   context_ = __tsan_create_fiber(0);
-  __tsan_set_fiber_name(context_, name.c_str());
+  __tsan_set_fiber_name(context_, name_.c_str());
 #endif
-  void** top = reinterpret_cast<void**>(stack_ + STACK);
+  // Not all at the same place of a page: they would share a few lines of the cache.
+  static unsigned started = 0;
+  const size_t apart = started++ % (PAGE / CACHE_LINE) * CACHE_LINE;
+  void** top = reinterpret_cast<void**>(stack_ + STACK - apart);
   *--top = nullptr;  // keeps the stack aligned as after a call
   *--top = reinterpret_cast<void*>(entry);
   for (int saved = 0; saved < 6; ++saved) *--top = nullptr;

@@ -19,7 +19,8 @@ class Fiber {
 
   // Prepares to call `entry` on a stack of its own at the first resume. `entry` never returns: it
   // ends in leave(true).
-  void start(void (*entry)(), const std::string& name);
+  // `name` is for ThreadSanitizer's reports.
+  void start(void (*entry)(), std::string name);
   // First thing on its own stack.
   void arrived();
   // From the scheduler: runs the fiber until it leaves.

@@ -7,6 +7,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "block.h"
@@ -31,6 +32,7 @@ constexpr unsigned GRID_YZ_LIMIT = 65535;  // blocks, in the directions y and z
 const Launch* running = nullptr;
 void (*running_body)(const void*) = nullptr;
 const void* running_arguments = nullptr;
+std::unique_ptr<SharedMemory> spare_memory;
 Edge grid_end;  // all threads of a grid happen before what the host does next
 
 // As the launch names it, without the brackets of one with commas.
@@ -58,12 +60,17 @@ std::unique_ptr<Block> start_block(Place place) {
   block->meeting.members = running->threads;
   block->warps = std::vector<Warp>(running->threads / WARP);
   for (Warp& warp : block->warps) warp.meeting.members = WARP;
-  block->memory = std::make_unique<SharedMemory>(running->shared_bytes);
+  if (spare_memory)
+    spare_memory->reset();
+  else
+    spare_memory = std::make_unique<SharedMemory>(running->shared_bytes);
+  block->memory = std::move(spare_memory);
   for (unsigned i = 0; i < running->threads; ++i) {
     Thread& thread = block->threads.emplace_back();
     thread.here = {i, running->threads, place, running->grid};
     thread.block = block.get();
-    thread.fiber.start(entry, "block " + text(place) + " thread " + std::to_string(i));
+    thread.fiber.start(entry, KEEPS_MEMORY ? "block " + text(place) + " thread " + std::to_string(i)
+                                           : std::string());
   }
   return block;
 }
@@ -201,10 +208,13 @@ int launch(const Launch& launch, void (*body)(const void*), const void* argument
     if (launch.resident && together.size() < count) continue;
     run(together, random);
     together.clear();
-    if (!KEEPS_MEMORY) started.clear();
+    if (KEEPS_MEMORY) continue;
+    spare_memory = std::move(started.back()->memory);
+    started.clear();
   }
   acquire(&grid_end);
   started.clear();
+  spare_memory.reset();
   check_arrays();
   running = nullptr;
   return 0;

@@ -21,7 +21,7 @@ constexpr int FRESH = 0xff;
 constexpr size_t GAP = 128;
 constexpr size_t STATIC_LIMIT = 48 << 10;    // CUDA's, for static shared memory
 constexpr size_t DYNAMIC_LIMIT = 163 << 10;  // sm_80's, the smaller of our targets
-constexpr size_t ARENA = 4 * STATIC_LIMIT;
+constexpr size_t ARENA = 2 * STATIC_LIMIT;   // with gaps
 
 size_t up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -132,21 +132,29 @@ std::string describe(const void* address) {
 }
 
 SharedMemory::SharedMemory(size_t dynamic_bytes)
-    : used_(GAP), dynamic_bytes_(dynamic_bytes) {
+    : used_(ARENA), dynamic_bytes_(dynamic_bytes) {
   if (dynamic_bytes > DYNAMIC_LIMIT)
     fault("%zu bytes of dynamic shared memory; at most %zu fit", dynamic_bytes, DYNAMIC_LIMIT);
   shared_memories.push_back(this);
   arena_ = static_cast<char*>(aligned_alloc(GAP, ARENA));
-  memset(arena_, FRESH, ARENA);
-  poison(arena_, ARENA);
   if (dynamic_bytes) {
     char* first = guarded_pages(dynamic_bytes, &mapping_, &mapped_);
-    const size_t usable = mapped_ - 2 * PAGE;
-    dynamic_ = first + usable - up(dynamic_bytes, 16);
-    memset(first, FRESH, usable);
-    poison(mapping_, mapped_);
-    unpoison(dynamic_, dynamic_bytes);
+    dynamic_ = first + mapped_ - 2 * PAGE - up(dynamic_bytes, 16);
   }
+  reset();
+}
+
+void SharedMemory::reset() {
+  unpoison(arena_, ARENA);
+  memset(arena_, FRESH, used_);
+  poison(arena_, ARENA);
+  variables_.clear();
+  used_ = GAP;
+  if (!dynamic_) return;
+  unpoison(mapping_, mapped_);
+  memset(mapping_ + PAGE, FRESH, mapped_ - 2 * PAGE);
+  poison(mapping_, mapped_);
+  unpoison(dynamic_, dynamic_bytes_);
 }
 
 SharedMemory::~SharedMemory() {
@@ -174,6 +182,7 @@ void* SharedMemory::variable(const void* key, size_t bytes, const char* name) {
     fault("%s makes it %zu bytes of static shared memory; at most %zu fit", name, static_bytes(),
           STATIC_LIMIT);
   used_ += up(bytes, GAP) + GAP;
+  if (used_ > ARENA) fault("%zu shared variables; fewer and larger ones fit", variables_.size());
   unpoison(begin, bytes);
   return begin;
 }

@@ -67,6 +67,7 @@ class SharedMemory {
   SharedMemory& operator=(const SharedMemory&) = delete;
   ~SharedMemory();
 
+  void reset();  // as if new, for the next block
   void* variable(const void* key, size_t bytes, const char* name);
   void* dynamic() const { return dynamic_; }
   bool holds(const void* address, size_t bytes) const;

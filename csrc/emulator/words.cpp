@@ -177,7 +177,7 @@ void commit() {
 
 bool due(int kept, Copy* copy) {
   auto& groups = current->groups;
-  for (; groups.size() > static_cast<size_t>(kept); groups.pop_front()) {
+  for (; groups.size() > static_cast<size_t>(kept); groups.erase(groups.begin())) {
     Group& oldest = groups.front();
     while (!oldest.copies.empty()) {
       *copy = oldest.copies.front();
