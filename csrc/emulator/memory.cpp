@@ -38,7 +38,7 @@ void poison(const char*, size_t) {}
 void unpoison(const char*, size_t) {}
 #endif
 
-std::vector<Array*> known;
+std::vector<Array*> known;  // by address
 std::vector<SharedMemory*> shared_memories;
 
 std::string place(const void* address, const char* begin, const std::string& name, size_t bytes) {
@@ -56,6 +56,12 @@ char* guarded_pages(size_t bytes, char** mapping, size_t* mapped) {
   return *mapping + PAGE;
 }
 
+// The first array whose guards begin behind the address.
+std::vector<Array*>::iterator after(const void* address) {
+  return std::upper_bound(known.begin(), known.end(), address,
+                          [](const void* p, const Array* array) { return p < array->begin(); });
+}
+
 }  // namespace
 
 Array::Array(std::string name, size_t bytes, Use use)
@@ -66,7 +72,7 @@ Array::Array(std::string name, size_t bytes, Use use)
   memset(first, FRESH, usable);
   poison(mapping_, mapped_);
   unpoison(data_, bytes_);
-  known.push_back(this);
+  known.insert(after(mapping_), this);
 }
 
 Array::~Array() {
@@ -116,9 +122,8 @@ size_t Array::offset(const void* address) const {
 }
 
 Array* array_at(const void* address) {
-  for (Array* array : known)
-    if (array->near(address)) return array;
-  return nullptr;
+  const auto next = after(address);
+  return next != known.begin() && next[-1]->near(address) ? next[-1] : nullptr;
 }
 
 const std::vector<Array*>& arrays() { return known; }

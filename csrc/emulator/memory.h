@@ -23,6 +23,7 @@ class Array {
   ~Array();
 
   char* data() const { return data_; }
+  const char* begin() const { return mapping_; }  // of the guard before it
   size_t bytes() const { return bytes_; }
   const std::string& name() const { return name_; }
   Use use() const { return use_; }

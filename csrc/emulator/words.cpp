@@ -82,7 +82,9 @@ float half_of(uint32_t pair, unsigned upper) {
 // D += A B on the fragments of a whole warp. Source of the layout: PTX ISA 9.0, "Matrix Fragments
 // for mma.m16n8k16 with floating point type".
 void multiply(Fragments (&lanes)[WARP]) {
-  float a[16][16], b[16][8];  // [row][k], [k][column]
+  typedef float Columns __attribute__((vector_size(8 * sizeof(float))));
+  float a[16][16];  // [row][k]
+  Columns b[16];    // [k][column]
   for (unsigned i = 0; i < WARP; ++i) {
     const unsigned g = i / 4, t = i % 4;
     for (unsigned half = 0; half < 2; ++half) {
@@ -91,14 +93,11 @@ void multiply(Fragments (&lanes)[WARP]) {
       for (unsigned r = 0; r < 2; ++r) b[2 * t + r * 8 + half][g] = half_of(lanes[i].b[r], half);
     }
   }
-  for (unsigned i = 0; i < WARP; ++i) {
-    const unsigned g = i / 4, t = i % 4;
-    for (unsigned r = 0; r < 4; ++r) {
-      float sum = 0;
-      for (unsigned k = 0; k < 16; ++k) sum += a[g + r / 2 * 8][k] * b[k][2 * t + r % 2];
-      lanes[i].d[r] += sum;
-    }
-  }
+  Columns sums[16] = {};  // each by ascending k
+  for (unsigned row = 0; row < 16; ++row)
+    for (unsigned k = 0; k < 16; ++k) sums[row] += a[row][k] * b[k];
+  for (unsigned i = 0; i < WARP; ++i)
+    for (unsigned r = 0; r < 4; ++r) lanes[i].d[r] += sums[i / 4 + r / 2 * 8][2 * (i % 4) + r % 2];
 }
 
 }  // namespace
