@@ -33,6 +33,11 @@ int attention_blocks(int head_dim, int processors, size_t shared_bytes) {
 }
 
 int attention(const AttentionArgs& args, int tokens, Stream stream) {
+  constexpr int INVALID_VALUE = 1;  // cudaErrorInvalidValue
+  if (tokens < 0 || tokens > MAX_DECODE_TOKENS || args.max_blocks < 1) return INVALID_VALUE;
+  if (args.head_dim != 64 && args.head_dim != 128) return INVALID_VALUE;
+  if (args.kv_heads < 1 || args.heads % args.kv_heads) return INVALID_VALUE;
+  if (args.heads < args.kv_heads || args.heads > GROUP * args.kv_heads) return INVALID_VALUE;
   if (tokens == 0) return 0;
   return args.head_dim == 128 ? launch_attention<128>(args, tokens, stream)
                               : launch_attention<64>(args, tokens, stream);

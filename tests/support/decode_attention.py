@@ -65,7 +65,7 @@ class Decode:
         frequencies[(self.rope_dims or dim) // 2 :] = 0
         angles = np.arange(longest)[:, None] * frequencies
         self.arrays = {
-            "qkv": qkv.reshape(tokens, -1),
+            "qkv": qkv.reshape(tokens, (self.heads + 2 * self.kv_heads) * dim),
             "cosines": np.cos(angles).astype(np.float32),
             "sines": np.sin(angles).astype(np.float32),
             "pool": pool,

@@ -15,6 +15,7 @@ from support.emulated import (
     Array,
     Copies,
     Emulated,
+    Fault,
     Flavour,
     Order,
     from_bfloat16,
@@ -122,6 +123,20 @@ def test_empty_slots_write_zeros_and_touch_no_page() -> None:
     ran = case.run(PLAIN, scalars={"max_length": 1000, "max_blocks": 100})
     assert not ran.out.any()
     assert (ran.pool == NAN).all()
+
+
+def test_no_token_at_all_is_no_launch() -> None:
+    assert Decode([], 4, 2, 64).run(PLAIN).out.shape == (0, 4, 64)
+
+
+@pytest.mark.parametrize(
+    "scalars",
+    [{"heads": 18}, {"heads": 5}, {"heads": 0}, {"head_dim": 96}, {"max_blocks": 0}],
+    ids=str,
+)
+def test_shapes_that_the_kernel_has_no_code_for_are_refused(scalars: dict[str, int]) -> None:
+    with pytest.raises(Fault, match="launcher returned error 1"):
+        Decode([5], 4, 2, 64).run(PLAIN, scalars=scalars)
 
 
 @cache
