@@ -45,6 +45,7 @@ class Budget:
 
     registers: int
     instructions: int
+    loop: int  # of them, in the smallest loop with tensor operations
     wide_loads: int  # of 16 bytes a lane
     other_loads: int
     wide_copies: int  # asynchronous, of 16 bytes
@@ -92,6 +93,7 @@ def _measured(
     budget = Budget(
         registers=report["registers"],
         instructions=code.instructions,
+        loop=code.loop,
         wide_loads=code.wide_loads,
         other_loads=code.other_loads,
         wide_copies=code.wide_copies,
@@ -134,7 +136,7 @@ def _problems(wanted: Budget, found: Budget) -> list[str]:
         budget = getattr(wanted, field)
         if field == "registers":
             fits = budget - SLACK <= now <= budget
-        elif field == "instructions":
+        elif field in ("instructions", "loop"):
             fits = abs(now - budget) * 100 <= DRIFT * budget
         else:
             fits = now == budget

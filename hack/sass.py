@@ -28,6 +28,7 @@ class Code:
     barriers: int = 0
     tensor: int = 0  # HMMA
     instructions: int = 0
+    loop: int = 0  # instructions of the smallest loop that has tensor operations
     flying: int = 0  # bytes that a thread has in flight
 
 
@@ -64,7 +65,25 @@ def _count(body: str) -> Code:
             code.tensor += 1
         flight.see(base, parts, operands)
     code.flying = flight.most
+    code.loop = _loop(body)
     return code
+
+
+def _loop(body: str) -> int:
+    """A loop lies between a label and a later branch back to it."""
+    starts: dict[str, int] = {}
+    bases: list[str] = []
+    sizes = []
+    for line in body.splitlines():
+        if label := re.match(r"(\.L_\w+):", line):
+            starts[label[1]] = len(bases)
+        elif found := _LINE.search(line):
+            bases.append(found[1].partition(".")[0])
+            back = re.search(r"`\((\.L_\w+)\)", found[2]) if bases[-1] == "BRA" else None
+            if back and "HMMA" in bases[starts.get(back[1], len(bases)) :]:
+                inside = bases[starts[back[1]] :]
+                sizes.append(len(inside) - inside.count("NOP"))
+    return min(sizes, default=0)
 
 
 class _Flight:

@@ -37,8 +37,9 @@ def fma_f64(a: Lanes, b: Lanes, c: Lanes) -> Lanes:
     total, rest = _two_sum(high, sum_high)
     result: Lanes = total + _odd_sum(sum_low, rest)
     # Splitting overflows near the ends of the range; there the plain form is all there is.
-    usual = np.isfinite(result) & np.isfinite(low)
-    return np.asarray(np.where(usual, result, a * b + c))[()]
+    usual: Lanes = np.isfinite(result) & np.isfinite(low)
+    either: Any = np.where(usual, result, a * b + c)
+    return either[()]
 
 
 def _two_sum(a: Lanes, b: Lanes) -> tuple[Lanes, Lanes]:
@@ -64,7 +65,8 @@ def _odd_sum(a: Lanes, b: Lanes) -> Lanes:
 
 def flush(x: Lanes) -> Lanes:
     """`.ftz`: subnormal floats become zero, the sign stays."""
-    return np.where(np.abs(x) < _TINY, np.copysign(np.float32(0), x), x)[()]
+    flushed: Any = np.where(np.abs(x) < _TINY, np.copysign(np.float32(0), x), x)
+    return flushed[()]
 
 
 def bf16_to_f32(x: Lanes) -> Lanes:

@@ -12,6 +12,7 @@ from hack.budgets import Budget, Measured, compare, resident_blocks
 BUDGET = Budget(
     registers=80,
     instructions=1000,
+    loop=300,
     wide_loads=4,
     other_loads=1,
     wide_copies=8,
@@ -48,6 +49,7 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
     ("an instruction in a hundred more", {"instructions": 1010}, ""),
     ("an instruction in ten more", {"instructions": 1100}, "instructions"),
     ("an instruction in ten fewer", {"instructions": 900}, "instructions"),
+    ("a loop of a tenth more", {"loop": 330}, "loop 330, the budget is 300"),
     ("a scalar load more", {"other_loads": 2}, "other_loads 2, the budget is 1"),
     ("a scalar load fewer", {"other_loads": 0}, "other_loads"),
     ("a barrier more", {"barriers": 3}, "barriers"),
@@ -106,7 +108,9 @@ SASS = """\
         /*0080*/                   LDGSTS.E.BYPASS.128 [R1], desc[UR4][R2.64] ;
         /*0090*/                   LDGDEPBAR ;
         /*00a0*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
+.L_x_1:
         /*00b0*/                   HMMA.16816.F32.BF16 R12, R12, R16, RZ ;
+        /*00b8*/              @P1  BRA `(.L_x_1) ;
         /*00c0*/                   STG.E desc[UR4][R2.64], R12 ;
         /*00d0*/                   STL [R1], R12 ;
         /*00e0*/                   EXIT ;
@@ -124,7 +128,8 @@ def test_machine_code_is_counted() -> None:
             local=1,
             barriers=1,
             tensor=1,
-            instructions=15,
+            instructions=16,
+            loop=2,
             # Two loads of 16 bytes; two groups that the wait leaves and one behind it, of 32.
             flying=32 + 3 * 32,
         )
