@@ -57,7 +57,8 @@ SW_DEVICE Scan scan_row(Scratch& scratch, int vocab, const float* logits) {
           argmax};
 }
 
-// Keys of the weights, and of the first filter its bins; without filters sums of segments instead.
+// Keys of the weights, and the bins of the first filter; without filters sums of segments instead.
+// The caller waits.
 SW_DEVICE void weigh(Scratch& scratch, int vocab, const Exponentials& weights, const Edge& kept,
                      const Rule& rule, uint64_t* keys) {
   const Level level = weight_level();
@@ -80,7 +81,6 @@ SW_DEVICE void weigh(Scratch& scratch, int vocab, const Exponentials& weights, c
     sum = sum_over_warp(sum);
     if (lane_index() == 0) scratch.sums[first / SEGMENT] = sum;
   }
-  dev::barrier();
 }
 
 SW_DEVICE void sum_segments(Scratch& scratch, int vocab, const StoredKeys& stored,
@@ -123,6 +123,8 @@ SW_DEVICE int32_t draw_token(Scratch& scratch, const SamplingArgs& args, int row
       kept = select(scratch, vocab, stored, kept, weight_level(), rule, is_counted);
     }
     sum_segments(scratch, vocab, stored, kept);
+  } else {
+    dev::barrier();
   }
   const uint64_t total =
       total_of(scratch, segments_of(vocab), [&](int i) { return scratch.sums[i]; });
@@ -146,7 +148,6 @@ SW_DEVICE int32_t choose(Scratch& scratch, const SamplingArgs& args, int row, co
     start_adjusting(args.vocab, logits, workspace, view.history_length > 0 ? counts : nullptr);
     dev::barrier();
     add_biases(view, workspace);
-    dev::barrier();
     penalise(args, view, row, counts, workspace);
     dev::barrier();
     const Best best = best_value(scratch, args.vocab, values);
@@ -166,9 +167,7 @@ SW_DEVICE double log_total_of(Scratch& scratch, int vocab, const Exponentials& w
     for (int i = 0; i < 4; ++i)
       if (id + i < vocab) sum += mass_of(dev::bit_cast<double>(keys[i]));
   }
-  scratch.sums[dev::thread_index()] = sum;
-  dev::barrier();
-  const uint64_t total = total_of(scratch, thread_count(), [&](int i) { return scratch.sums[i]; });
+  const uint64_t total = sum_over_block(scratch, sum);
   return dev::log(static_cast<double>(total) * 0x1p-45);
 }
 
@@ -254,6 +253,7 @@ SW_DEVICE void write_logprobs(Scratch& scratch, const SamplingArgs& args, int ro
     }
     last = best_of_block(scratch, best);
     if (thread == 0) write(place, last.id);
+    dev::barrier();
   }
 }
 
@@ -270,9 +270,8 @@ void sample_rows(SamplingArgs args, uint32_t* counts) {
     args.token_ids[row] = token;
     args.finite[row] = scan.is_finite;
   }
-  if (!args.logprobs[row] && args.top_logprobs[row] <= 0) return;
-  dev::barrier();
-  write_logprobs(scratch, args, row, scan, token);
+  if (args.logprobs[row] || args.top_logprobs[row] > 0)
+    write_logprobs(scratch, args, row, scan, token);
 }
 
 }  // namespace

@@ -182,6 +182,7 @@ SW_DEVICE void improve(Best& best, double value, int32_t id) {
   if (value > best.value || (value == best.value && id < best.id)) best = {value, id};
 }
 
+// A barrier comes between two calls.
 SW_DEVICE Best best_of_block(Scratch& scratch, Best mine) {
   for (int mask = 16; mask > 0; mask /= 2) {
     const double value = dev::shuffle_xor(mine.value, mask);
@@ -195,7 +196,6 @@ SW_DEVICE Best best_of_block(Scratch& scratch, Best mine) {
   dev::barrier();
   for (int warp = 0; warp < warp_count(); ++warp)
     improve(mine, scratch.maxima[warp], scratch.places[warp]);
-  dev::barrier();
   return mine;
 }
 
@@ -254,8 +254,8 @@ SW_DEVICE void add_biases(const RowView& row, uint64_t* x) {
   }
 }
 
-// Penalties of tokens in the history. counts [vocab] are zero; each token is done by whoever takes
-// its count first.
+// Penalties of tokens in the history, once all biases are added. counts [vocab] are zero; each
+// token is done by whoever takes its count first.
 SW_DEVICE void penalise(const SamplingArgs& args, const RowView& row, int index, uint32_t* counts,
                         uint64_t* x) {
   constexpr uint32_t TAKEN = 0xffffffffu;

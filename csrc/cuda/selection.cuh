@@ -104,19 +104,24 @@ SW_DEVICE Found locate(int begin, int end, uint64_t before, uint64_t place, cons
 // Values are summed in chunks, one a warp.
 SW_DEVICE int chunk_of(int count) { return (count + thread_count() - 1) / thread_count() * 32; }
 
-// Sum of value(0 .. count - 1); leaves the chunks' sums in scratch.parts for `find`.
-template <class Value>
-SW_DEVICE uint64_t total_of(Scratch& scratch, int count, const Value& value) {
-  const int chunk = chunk_of(count);
-  const int begin = warp_index() * chunk, end = dev::minimum(begin + chunk, count);
-  uint64_t sum = 0;
-  for (int i = begin + lane_index(); i < end; i += 32) sum += value(i);
+// Sum of all threads' values; leaves the warps' sums in scratch.parts.
+SW_DEVICE uint64_t sum_over_block(Scratch& scratch, uint64_t sum) {
   sum = sum_over_warp(sum);
   if (lane_index() == 0) scratch.parts[warp_index()] = sum;
   dev::barrier();
   sum = 0;
   for (int warp = 0; warp < warp_count(); ++warp) sum += scratch.parts[warp];
   return sum;
+}
+
+// Sum of value(0 .. count - 1), by chunks of a warp, for `find`.
+template <class Value>
+SW_DEVICE uint64_t total_of(Scratch& scratch, int count, const Value& value) {
+  const int chunk = chunk_of(count);
+  const int begin = warp_index() * chunk, end = dev::minimum(begin + chunk, count);
+  uint64_t sum = 0;
+  for (int i = begin + lane_index(); i < end; i += 32) sum += value(i);
+  return sum_over_block(scratch, sum);
 }
 
 // Of one warp, behind total_of: where the sum of all values exceeds place < total.

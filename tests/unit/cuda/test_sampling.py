@@ -216,14 +216,18 @@ def test_only_rows_that_ask_get_logprobs() -> None:
     np.testing.assert_allclose(got.top_values[2], -np.sort(-exact[2])[:20], rtol=3e-7)
 
 
+def crowded_rows(count: int, vocab: int) -> Rows:
+    """The best logprobs are with few threads: 19 of 128 hold all of them."""
+    logits = np.random.default_rng(6).normal(0, 1, (count, vocab))
+    logits[:, np.arange(vocab) % 512 < 76] += 30
+    logits[1::3] = np.round(logits[1::3])
+    logits[2::3] = 4.0
+    return Rows(logits, temperature=0, top_logprobs=MAX_TOP_LOGPROBS)
+
+
 @pytest.mark.parametrize("vocab", [SMALL_VOCAB, SMALL_VOCAB + 5])
 def test_best_logprobs_that_few_threads_hold_are_all_found(vocab: int) -> None:
-    rng = np.random.default_rng(6)
-    logits = rng.normal(0, 1, (3, vocab))
-    logits[:, np.arange(vocab) % 512 < 76] += 30  # of 128 threads, 19 hold all of these
-    logits[1] = np.round(logits[1])
-    logits[2] = 4.0
-    check(Rows(logits, temperature=0, top_logprobs=MAX_TOP_LOGPROBS))
+    check(crowded_rows(3, vocab))
 
 
 def test_no_rows_are_no_launch() -> None:
@@ -248,7 +252,7 @@ def test_the_address_sanitizer_has_nothing_to_say() -> None:
 
 @pytest.mark.parametrize("order", ["up", "random"])
 def test_the_thread_sanitizer_finds_no_race(order: Order) -> None:
-    """One row a launch: adjusted, both filters with their refinements, logprobs."""
+    """One row a launch: adjusted, both filters with their refinements, logprobs both ways."""
     logits = np.random.default_rng(3).choice([0.0, -1e-8, -1e-15, -1], (1, 2100))
     rows = Rows(
         logits,
@@ -263,3 +267,5 @@ def test_the_thread_sanitizer_finds_no_race(order: Order) -> None:
         top_logprobs=20,
     )
     check(rows, Emulated("tsan"), order=order, launches=2)
+    check(crowded_rows(1, SMALL_VOCAB), Emulated("tsan"), order=order)
+    check(Rows(normal(1, 1003)), Emulated("tsan"), order=order)
