@@ -32,7 +32,7 @@ SW_DEVICE void load_fragments(const uint8_t* tile, const Lane& at, int block, ui
     }
   } else {
     constexpr uint32_t offset = TYPE == Weight::Q4_0 ? BFLOAT16_136 : BFLOAT16_128;
-    const auto v = load_vector<Vector<uint32_t, 2>>(tile + 16 * at.lane + 8 * block);
+    const auto v = load_vector<Vector<uint32_t, 2>>(tile + block * (PIECE_BYTES / 2) + 8 * at.lane);
     SW_UNROLL
     for (int m = 0; m < 2; ++m) {
       SW_UNROLL

@@ -31,7 +31,9 @@ int quant_bytes(Weight type) { return type == Weight::Q8_0 ? BLOCK_COLS : BLOCK_
 size_t divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
 
 // Where in `piece` lane (row % 8, t) of the tile begins.
-uint8_t* lane_of(uint8_t* piece, int row, int t) { return piece + 16 * (row % 8 * 4 + t); }
+uint8_t* lane_of(uint8_t* piece, int row, int t, int lane_bytes = 16) {
+  return piece + lane_bytes * (row % 8 * 4 + t);
+}
 
 void pack_bf16(int row, int cols, const uint8_t* source, uint8_t* tile) {
   for (int k = 0; k < cols; ++k) {
@@ -51,8 +53,9 @@ void pack_q8(int row, int block, const uint8_t* quants, uint8_t* tile) {
 void pack_q4(int row, int block, const uint8_t* quants, uint8_t* tile) {
   for (int k = 0; k < BLOCK_COLS; ++k) {
     const uint8_t q = k < 16 ? quants[k] & 15 : quants[k - 16] >> 4;
-    const int word = block * 2 + row / 8, nibble = k % 8 / 2 + k % 2 * 4;
-    lane_of(tile, row, k / 8)[4 * word + nibble / 2] |= static_cast<uint8_t>(q << (nibble % 2 * 4));
+    const int nibble = k % 8 / 2 + k % 2 * 4;
+    uint8_t* lane = lane_of(tile + block * PIECE_BYTES / 2, row, k / 8, 8);
+    lane[row / 8 * 4 + nibble / 2] |= static_cast<uint8_t>(q << (nibble % 2 * 4));
   }
 }
 

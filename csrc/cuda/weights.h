@@ -12,8 +12,8 @@
 //   BF16  [step m][lane] 4 words: pair 2 m of row g, of row g + 8, pair 2 m + 1 of both.
 //   Q8_0  [block][lane] 4 words: row g columns 0-3 and 4-7, row g + 8 the same. In a word the bytes
 //         are columns 0, 2, 1, 3, so that a pair is 16 bits apart.
-//   Q4    [lane] 4 words: block 0 row g, row g + 8, block 1 the same. In a word the nibbles are
-//         columns 0, 2, 4, 6, 1, 3, 5, 7.
+//   Q4    [block][lane] 2 words: row g, row g + 8. In a word the nibbles are columns 0, 2, 4, 6, 1,
+//         3, 5, 7.
 //   Scales follow the pieces: [g][block][row g, row g + 8] f16 d, and for Q4_1 d, m.
 //
 // Matrices whose rows are multiples of 16 concatenate: Q, K and V of one type, packed one behind

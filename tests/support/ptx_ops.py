@@ -172,8 +172,7 @@ def packed(w: Matrix) -> Array:
         pieces = lanes[..., order].astype(np.int8).view(np.uint8)
     else:
         nibbles = lanes[..., [0, 2, 4, 6, 1, 3, 5, 7]].astype(np.uint8)
-        both = nibbles[..., 0::2] | nibbles[..., 1::2] << 4  # [..., row, byte]
-        pieces = both.transpose(0, 1, 3, 4, 2, 5, 6)  # a lane's blocks are neighbours
+        pieces = nibbles[..., 0::2] | nibbles[..., 1::2] << 4  # [..., row, byte]
     pieces = np.ascontiguousarray(pieces).reshape(tiles, columns, -1)
     scales = np.zeros((16 * tiles, blocks * columns, 1 + (w.type == Q4_1)), np.float16)
     scales[: w.rows, : w.cols // 32, 0] = w.d[:, ::32]
