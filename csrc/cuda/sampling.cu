@@ -59,7 +59,7 @@ SW_DEVICE Scan scan_row(Scratch& scratch, int vocab, const float* logits) {
 
 // Keys of the weights, and the bins of the first filter; without filters sums of segments instead.
 // The caller waits.
-SW_DEVICE void weigh(Scratch& scratch, int vocab, const Exponentials& weights, const Edge& kept,
+SW_DEVICE void weigh(Scratch& scratch, int vocab, const Exponentials& weights, uint64_t min_key,
                      const Rule& rule, uint64_t* keys) {
   const Level level = weight_level();
   for (int first = warp_index() * SEGMENT; first < vocab; first += warp_count() * SEGMENT) {
@@ -71,7 +71,7 @@ SW_DEVICE void weigh(Scratch& scratch, int vocab, const Exponentials& weights, c
       if (keys) store_words(keys, id, four);
       SW_UNROLL
       for (int i = 0; i < 4; ++i) {
-        if (id + i >= vocab || !is_kept(kept, four[i], id + i)) continue;
+        if (id + i >= vocab || four[i] < min_key) continue;
         const uint64_t measure = rule.measure(four[i]);
         sum += measure;
         if (keys) count_key(scratch, level, four[i], measure);
@@ -115,7 +115,7 @@ SW_DEVICE int32_t draw_token(Scratch& scratch, const SamplingArgs& args, int row
   Edge kept = {dev::bit_cast<uint64_t>(static_cast<double>(args.min_p[row])), vocab};
   if (keys) clear_bins(scratch);
   rule.is_by_mass = filter == 1;
-  weigh(scratch, vocab, weights, kept, rule, keys);
+  weigh(scratch, vocab, weights, kept.key, rule, keys);
   if (keys) {
     const StoredKeys stored = {keys};
     for (bool is_counted = true; filter <= last; ++filter, is_counted = false) {

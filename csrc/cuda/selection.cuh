@@ -194,8 +194,8 @@ SW_DEVICE void count_key(Scratch& scratch, const Level& level, uint64_t key, uin
   if (bin < BINS) add_to_bin(scratch, static_cast<int>(bin), measure);
 }
 
-// Puts the tokens with low <= key(id, reader's key) <= high into scratch.keys and .ids, in no
-// order, and returns their number; those beyond GATHERED are only counted.
+// Puts tokens with low <= reader's key <= high, and key_of(id, key) > 0, into scratch.keys (that
+// number) and .ids, in no order, and returns how many they are; beyond GATHERED it only counts.
 template <class Reader, class Key>
 SW_DEVICE int gather(Scratch& scratch, int vocab, const Reader& reader, uint64_t low, uint64_t high,
                      const Key& key_of) {
@@ -204,8 +204,9 @@ SW_DEVICE int gather(Scratch& scratch, int vocab, const Reader& reader, uint64_t
   visit_all(vocab, reader, [&](int id, const uint64_t (&keys)[4]) {
     SW_UNROLL
     for (int i = 0; i < 4; ++i) {
-      const uint64_t key = id + i < vocab ? key_of(id + i, keys[i]) : 0;
-      if (key < low || key > high) continue;
+      if (keys[i] - low > high - low || id + i >= vocab) continue;  // nearly all of them
+      const uint64_t key = key_of(id + i, keys[i]);
+      if (key == 0) continue;
       const uint32_t place = dev::atomic_add_relaxed(&scratch.gathered, 1u);
       if (place >= GATHERED) continue;
       scratch.keys[place] = key;
@@ -262,7 +263,11 @@ SW_DEVICE Edge select(Scratch& scratch, int vocab, const Reader& reader, const E
     level.top -= static_cast<uint64_t>(scratch.found.index) << level.shift;
     const uint64_t width = (uint64_t{1} << level.shift) - 1;
     const uint64_t lowest = level.top > width ? level.top - width : 1;
-    const int count = gather(scratch, vocab, reader, lowest, level.top, key_of);
+    const int count = gather(scratch, vocab, reader, tied ? tied : lowest, tied ? tied : level.top,
+                             [&](int32_t id, uint64_t own) -> uint64_t {
+                               const uint64_t key = key_of(id, own);
+                               return key >= lowest && key <= level.top ? key : 0;
+                             });
     if (count <= GATHERED) {
       // The one with which the measures, in order and behind `before`, reach `wanted`.
       for (int i = static_cast<int>(dev::thread_index()); i < count; i += thread_count()) {
