@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hack import budgets, nvcc, sass
+from hack import budgets, nvcc, roofline, sass
 from hack.budgets import Budget, Measured, compare, resident_blocks
 
 BUDGET = Budget(
@@ -134,3 +134,7 @@ def test_machine_code_is_counted() -> None:
             flying=32 + 3 * 32,
         )
     }
+
+
+def test_the_documented_prediction_is_that_of_the_budgets() -> None:
+    assert roofline.DOCUMENT.read_text() == roofline.written(), "python -m hack.roofline --write"
