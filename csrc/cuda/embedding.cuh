@@ -63,16 +63,23 @@ SW_DEVICE void unpack(const uint8_t* tile, int row, int block, int t, Columns& t
   if constexpr (TYPE != Weight::BF16) {
     float d, m;
     load_scale<TYPE>(tile, row, block, &d, &m);
-    const Piece words = load_piece(tile, TYPE == Weight::Q8_0 ? block : 0, row, t);
+    uint32_t words[2];
+    if constexpr (TYPE == Weight::Q8_0) {
+      const Piece piece = load_piece(tile, block, row, t);
+      words[0] = half ? piece[2] : piece[0];
+      words[1] = half ? piece[3] : piece[1];
+    } else {
+      const auto pair = load_vector<Vector<uint32_t, 2>>(tile + block * (PIECE_BYTES / 2) +
+                                                         8 * (row % 8 * LANES + t));
+      words[0] = half ? pair[1] : pair[0];
+    }
     SW_UNROLL
     for (int k = 0; k < 8; ++k) {
       int q;
       if constexpr (TYPE == Weight::Q8_0) {
-        const uint32_t word = half ? words[2 + k / 4] : words[k / 4];
-        q = static_cast<int8_t>(word >> (8 * (k % 4 / 2 + k % 2 * 2)));
+        q = static_cast<int8_t>(words[k / 4] >> (8 * (k % 4 / 2 + k % 2 * 2)));
       } else {
-        const uint32_t first = half ? words[1] : words[0], second = half ? words[3] : words[2];
-        q = static_cast<int>((block ? second : first) >> (4 * (k / 2 + k % 2 * 4)) & 15u);
+        q = static_cast<int>(words[0] >> (4 * (k / 2 + k % 2 * 4)) & 15u);
         if constexpr (TYPE == Weight::Q4_0) q -= 8;
       }
       to[k] = fma(d, static_cast<float>(q), m);

@@ -40,21 +40,14 @@ class Steps:
     tickets: Array  # [steps, bytes], after each step
 
 
-@dataclass(frozen=True)
-class Prefix:
-    """KV before the steps: of each layer [sequences, tokens, K or V, kv_heads, head_dim]."""
-
-    kv: Sequence[npt.NDArray[np.float64]]
-
-
 def decode(
     config: LlamaConfig,
     types: Mapping[str, str],
     tensors: Mapping[str, Array],
-    tokens: npt.NDArray[np.integer],
+    sequences: Sequence[npt.NDArray[np.integer]],
     steps: Sequence[Sequence[Slot]],
     *,
-    prefix: Prefix | None = None,
+    prefixes: Sequence[Sequence[Array]] | None = None,
     sampling: Sequence[SamplingBatch] | None = None,
     feeds_itself: bool = False,
     page_seed: int = 1,
@@ -64,16 +57,17 @@ def decode(
     emulated: Emulated = PLAIN,
     **how: Any,
 ) -> Steps:
-    """Runs `steps`, a row of slots each, over sequences of `tokens` [sequences, tokens].
+    """Runs `steps`, a row of slots each, over `sequences` of token ids.
 
-    A sequence's positions before its first step come from `prefix`. sampling: one batch a step.
+    prefixes: what the KV pool holds of each sequence before its first step, by layer: float64
+    [tokens, K or V, kv_heads, head_dim] of bf16 values. sampling: one batch a step.
     """
     longest = 1 + max(slot[1] for row in steps for slot in row if slot)
     width = -(-longest // PAGE)
     spare = 2
-    pages = len(tokens) * width + spare
+    pages = len(sequences) * width + spare
     numbers = np.random.default_rng(page_seed).permutation(pages).astype(np.int32)
-    tables = numbers[: len(tokens) * width].reshape(len(tokens), width)
+    tables = numbers[: len(sequences) * width].reshape(len(sequences), width)
 
     count = len(steps[0])
     ids = np.full((len(steps), count), NOTHING, np.int32)
@@ -85,7 +79,7 @@ def decode(
                 continue
             sequence, position = slot
             used = position // PAGE + 1
-            ids[step, at] = tokens[sequence, position]
+            ids[step, at] = sequences[sequence][position]
             lengths[step, at] = position + 1
             table[step, at, :used] = tables[sequence, :used]
 
@@ -95,8 +89,8 @@ def decode(
             arrays[name] = rows.view(np.float32)
     arrays |= {"token_ids": ids, "lengths": lengths, "page_table": table}
     arrays |= _columns(sampling or [greedy(count)] * len(steps))
-    if prefix is not None:
-        arrays["pool"] = _pool(config, prefix, steps, tables, pages)
+    if prefixes is not None:
+        arrays["pool"] = _pool(config, prefixes, steps, tables, pages)
     scalars: dict[str, int | float] = {
         "vocab": config.vocab_size,
         "hidden": config.hidden_size,
@@ -139,7 +133,7 @@ def _columns(batches: Sequence[SamplingBatch]) -> dict[str, Array]:
 
 def _pool(
     config: LlamaConfig,
-    prefix: Prefix,
+    prefixes: Sequence[Sequence[Array]],
     steps: Sequence[Sequence[Slot]],
     tables: Array,
     pages: int,
@@ -151,10 +145,8 @@ def _pool(
         for slot in row:
             if slot is not None:
                 first.setdefault(*slot)
-    for layer, kv in enumerate(prefix.kv):
-        for sequence, end in first.items():
-            at = np.arange(end)
-            pool[layer][tables[sequence, at // PAGE], :, :, at % PAGE] = to_bfloat16(
-                kv[sequence, :end]
-            )
+    for sequence, end in first.items():
+        at = np.arange(end)
+        for layer, kv in enumerate(prefixes[sequence]):
+            pool[layer][tables[sequence, at // PAGE], :, :, at % PAGE] = to_bfloat16(kv[:end])
     return pool

@@ -106,8 +106,10 @@ class Packed {
 
   void fill_tables() {
     model.positions = integer(request_, "max_length");
+    const float* factors =
+        request_.has("rope_freqs.weight") ? request_.input<float>("rope_freqs.weight") : nullptr;
     const cuda::Rope rope = {integer(request_, "rope_dims"), request_.number("rope_base"),
-                             request_.number("rope_scale"), nullptr};
+                             request_.number("rope_scale"), factors};
     const size_t bytes = sizeof(float) * model.positions * model.head_dim / 2;
     Array &cosines = constant("cosines", bytes), &sines = constant("sines", bytes);
     auto* const c = reinterpret_cast<float*>(cosines.data());
@@ -154,7 +156,6 @@ void put(driver::Request& request, const char* name, const std::vector<T>& value
 
 // Replays one step with new contents: what a captured graph does.
 SW_OP(decode) {
-  // The emulator looks arrays up in the order they were made: those used most come first.
   Packed packed(request);
   const cuda::LlamaModel& model = packed.model;
   const driver::Shape table = request.shape("page_table");
@@ -227,4 +228,18 @@ SW_OP(decode) {
   put(request, "finite_logits", finite, {steps, tokens});
   put(request, "launches", launches, {steps});
   put(request, "tickets", tickets, {steps, static_cast<int64_t>(plan.tickets_bytes)});
+}
+
+// Rows of a matrix that comes as GGUF rows.
+SW_OP(embed) {
+  const auto type = static_cast<cuda::Weight>(request.integer("type"));
+  const int rows = integer(request, "rows"), cols = integer(request, "cols");
+  const auto* from = request.input<uint8_t>("weights");
+  Array packed("packed", cuda::packed_bytes(type, rows, cols), Use::READ);
+  auto* const to = reinterpret_cast<uint8_t*>(packed.data());
+  cuda::pack_weights(type, rows, cols, from, to);
+  packed.protect();
+  const int tokens = static_cast<int>(request.shape("token_ids")[0]);
+  request.check(cuda::embed({to, rows, cols, type}, request.input<int32_t>("token_ids"),
+                            request.output<float>("x", {tokens, cols}), tokens, nullptr));
 }

@@ -44,10 +44,10 @@ class RoundedLlama:
         tokens: npt.NDArray[np.integer],
         rounding: Rounding = "none",
         *,
+        still: int = 0,
         seed: int = 1,
-        logits_from: int = 0,
     ) -> Forward:
-        """All of `tokens` [sequences, tokens], causally; logits after each from `logits_from` on."""
+        """All of `tokens` [sequences, tokens], causally, the first `still` sequences unrounded."""
         random = np.random.default_rng(seed)
 
         def rounded(x: Doubles) -> Doubles:
@@ -55,8 +55,11 @@ class RoundedLlama:
                 return x
             unit = np.ldexp(1.0, np.frexp(x)[1] - _BITS)
             if rounding == "nearest":
-                return np.asarray(np.rint(x / unit) * unit)
-            return np.asarray(x + unit * random.uniform(-0.5, 0.5, x.shape))
+                moved = np.rint(x / unit) * unit
+            else:
+                moved = x + unit * random.uniform(-0.5, 0.5, x.shape)
+            moved[:still] = x[:still]
+            return np.asarray(moved)
 
         def normed(name: str, x: Doubles) -> Doubles:
             scale = 1 / np.sqrt((x**2).mean(axis=-1, keepdims=True) + self.config.norm_eps)
@@ -79,8 +82,7 @@ class RoundedLlama:
             activated = rounded(gate / (1 + np.exp(-gate)) * up)
             x = x + self._project(prefix + "ffn_down.weight", activated)
         head = "token_embd.weight" if self.config.tied_head else "output.weight"
-        last = normed("output_norm.weight", x[:, logits_from:])
-        return Forward(self._project(head, last), kv)
+        return Forward(self._project(head, normed("output_norm.weight", x)), kv)
 
     def _embedded(self, tokens: npt.NDArray[np.integer]) -> Doubles:
         return np.asarray(self.weight("token_embd.weight")[tokens])
@@ -127,16 +129,23 @@ class RoundedLlama:
         return attended.reshape(sequences, length, -1), np.stack([k, v], axis=2)
 
 
-def spread(
-    model: RoundedLlama,
-    tokens: npt.NDArray[np.integer],
-    exact: Doubles,
-    *,
-    copies: int,
-    logits_from: int = 0,
-) -> Doubles:
-    """Standard deviation of each logit under random rounding, [sequences, tokens, vocab]."""
-    many = np.concatenate([tokens] * copies)
-    moved = model.forward(many, "random", logits_from=logits_from).logits
-    errors = moved.reshape(copies, *exact.shape) - exact
-    return np.asarray(np.sqrt((errors**2).mean(axis=0)))
+@dataclass(frozen=True)
+class Bounded:
+    """[sequences, tokens, vocab]"""
+
+    exact: Doubles
+    spread: Doubles  # standard deviation under random rounding
+
+
+def bounded(model: RoundedLlama, tokens: npt.NDArray[np.integer], *, copies: int) -> Bounded:
+    """Logits of `tokens` [sequences, tokens] without rounding, and how rounding moves them."""
+    count = len(tokens)
+    many = np.concatenate([tokens] * (1 + copies))
+    logits = model.forward(many, "random", still=count).logits
+    exact, moved = logits[:count], logits[count:].reshape(copies, count, *logits.shape[1:])
+    return Bounded(exact, np.sqrt(((moved - exact) ** 2).mean(axis=0)))
+
+
+def rms(x: Doubles) -> Doubles:
+    """Over the last axis."""
+    return np.asarray(np.sqrt((x**2).mean(axis=-1)))
