@@ -16,6 +16,10 @@
 
 #if defined(SW_TSAN)
 // Of the runtime, for debuggers: what a report is about, and a function it calls after each.
+extern "C" int __tsan_get_report_data(void* report, const char** description, int* count,
+                                      int* stacks, int* accesses, int* locations, int* mutexes,
+                                      int* threads, int* unique_threads, void** sleep_trace,
+                                      unsigned long trace_size);
 extern "C" int __tsan_get_report_mop(void* report, unsigned long index, int* thread, void** address,
                                      int* size, int* is_write, int* is_atomic, void** trace,
                                      unsigned long trace_size);
@@ -94,10 +98,16 @@ void catch_faults(unsigned time_limit_s) {
 #if defined(SW_TSAN)
 extern "C" void __tsan_on_report(void* report) {
   using namespace servewright::emulator;
+  const char* description;
+  int count, stacks, accesses, locations, mutexes, threads, unique;
   int thread, size, is_write, is_atomic;
   void *address, *trace[1];
-  if (__tsan_get_report_mop(report, 0, &thread, &address, &size, &is_write, &is_atomic, trace, 1))
+  __tsan_get_report_data(report, &description, &count, &stacks, &accesses, &locations, &mutexes,
+                         &threads, &unique, trace, 1);
+  if (accesses) {
+    __tsan_get_report_mop(report, 0, &thread, &address, &size, &is_write, &is_atomic, trace, 1);
     fprintf(stderr, "fault: a race on %s\n", describe(address).c_str());
+  }
   say_where();
 }
 #endif

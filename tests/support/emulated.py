@@ -38,6 +38,8 @@ ORDERS: tuple[Order, ...] = ("up", "down", "random")
 COPIES: tuple[Copies, ...] = ("lazy", "eager")
 
 _COMMON = ["-std=c++17", "-g1", "-ffp-contract=off", "-DSW_FIBERS", "-Wall", "-Wextra"]
+if os.environ.get("SERVEWRIGHT_WERROR") == "1":
+    _COMMON.append("-Werror")
 _SANITIZE = {
     "plain": [],
     "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
@@ -48,7 +50,7 @@ _NAMES = {"plain": [], "asan": ["-DSW_ASAN"], "tsan": ["-DSW_TSAN"]}
 _ENVIRONMENT = {
     "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0:exitcode=71",
     "UBSAN_OPTIONS": "print_stacktrace=1:abort_on_error=1",
-    "TSAN_OPTIONS": "exitcode=72:halt_on_error=0:report_thread_leaks=0",
+    "TSAN_OPTIONS": "exitcode=72:report_thread_leaks=0:report_signal_unsafe=0",
 }
 _INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 _SOURCES = re.compile(r"^// Sources:(.*)$", re.MULTILINE)
@@ -94,14 +96,17 @@ class Emulated:
             command += [order, copies, str(seed), str(time_limit_s)]
             if self.flavour == "tsan":  # its shadow memory wants the usual addresses
                 command = ["setarch", platform.machine(), "-R", *command]
-            ended = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                env={**os.environ, **_ENVIRONMENT},
-                timeout=time_limit_s + 60,
-            )
+            try:
+                ended = subprocess.run(
+                    command,
+                    capture_output=True,
+                    text=True,
+                    errors="replace",
+                    env={**os.environ, **_ENVIRONMENT},
+                    timeout=time_limit_s + 30,
+                )
+            except subprocess.TimeoutExpired as expired:  # ThreadSanitizer may hold the alarm back
+                raise Fault(f"{op}: the time limit of {time_limit_s} s is over") from expired
             if ended.returncode != 0:
                 raise Fault(ended.stderr.strip() or f"{op} ended with {ended.returncode}")
             return _unpacked(answer.read_bytes())

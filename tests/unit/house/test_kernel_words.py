@@ -14,9 +14,10 @@ KERNELS = sorted(
     if path.parts[:2] == ("csrc", "cuda") and path.suffix in (".cu", ".cuh", ".h", ".cpp")
 )
 COMMENT = re.compile(r"//.*|/\*[\s\S]*?\*/")
-# What it is: how it looks.
+# What it is: how it looks. __restrict__ too: with it nvcc may take the read-only path by itself,
+# unseen by the emulator's check of load_16.
 RAW = {
-    "a word of CUDA or of the compiler": r"\b__(?!restrict__\b|builtin_)\w+",
+    "a word of CUDA or of the compiler": r"\b__(?!builtin_)\w+",
     "a launch": r"<<<",
     "assembly": r"\basm\b",
     "an index of CUDA": r"\b(thread|block)Idx\b|\b(block|grid)Dim\b|\bwarpSize\b",
@@ -57,7 +58,7 @@ def test_a_kernel_has_no_raw_cuda(path: object) -> None:
 )
 def test_the_check_knows_what_raw_cuda_looks_like(text: str, what: str) -> None:
     assert what in found(text)
-    assert found(f"#pragma once\nfloat* __restrict__ x;  // {text}") == {}
+    assert found(f"#pragma once\nfloat* x;  // {text}") == {}
 
 
 def test_there_are_kernels_to_check() -> None:
