@@ -11,12 +11,15 @@ flight: by Little's law an H100 needs 3.35 TB/s * 0.65 us / 132 = 16.5 KB a mult
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 import tempfile
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from hack import nvcc, sass
@@ -70,8 +73,10 @@ class Measured:
 def measure(architecture: str) -> dict[str, Measured]:
     """Every kernel of csrc/cuda, by a short name such as `project<Q4_0, NORMED, 1, 1>`."""
     found: dict[str, Measured] = {}
-    for source in sorted(nvcc.KERNELS.glob("*.cu")):
-        compiled = nvcc.compile_kernels(source, architecture)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        sources = sorted(nvcc.KERNELS.glob("*.cu"))
+        results = list(pool.map(partial(nvcc.compile_kernels, architecture=architecture), sources))
+    for compiled in results:
         code = sass.kernels(nvcc.disassemble(compiled))
         reports = _reports(compiled.report)
         names = short_names(list(code))
