@@ -35,11 +35,13 @@ template <Weight TYPE, int ROW_TILES, int TOKEN_TILES>
 struct Plan {
   static constexpr int TOKENS = TOKEN_TILES * MMA_TOKENS;
   // A warp a range; with 4 token tiles a warp a pair, one range behind the other: 128 registers
-  // spilled 12 to 36, so these blocks have 4 warps and 168 registers a thread.
+  // spilled up to 164 bytes, so these blocks have 4 warps and 168 registers a thread.
   static constexpr int WARPS = TOKEN_TILES == 4 ? PAIRS : RANGES;
   static constexpr int PARTS = RANGES / WARPS;
   static constexpr int THREADS = 32 * WARPS;
-  static constexpr int BLOCKS_PER_SM = TOKEN_TILES == 2 ? 2 : 3;  // 80 registers for one tile
+  // 80 registers suffice for one token tile; the largest tiling of Q4_1 needs 170.
+  static constexpr bool LARGEST = TYPE == Weight::Q4_1 && ROW_TILES * TOKEN_TILES == 16;
+  static constexpr int BLOCKS_PER_SM = TOKEN_TILES == 2 || LARGEST ? 2 : 3;
 
   static constexpr int STAGE_BYTES = ROW_TILES * Tile<TYPE>::BYTES;  // of one warp
   // 72 KB a block: three blocks fit an SM of the H100 (227 KB), two one of the A100 (164 KB).

@@ -79,7 +79,8 @@ SW_DEVICE void multiply_block(const uint8_t* stage, const Lane& at, int block, i
   SW_UNROLL
   for (int r = 0; r < ROW_TILES; ++r) {
     // A border for the compiler's scheduling, which else unpacks many tiles at once and spills.
-    if (ROW_TILES * TOKEN_TILES > 2 && r % OUT_TILES >= valid_tiles) continue;
+    constexpr bool BORDER = ROW_TILES * TOKEN_TILES > (TYPE == Weight::Q4_1 ? 1 : 2);
+    if (BORDER && r % OUT_TILES >= valid_tiles) continue;
     const uint8_t* tile = stage + r * Tile<TYPE>::BYTES;
     uint32_t a[2][4];
     load_fragments<TYPE>(tile, at, block, a);
