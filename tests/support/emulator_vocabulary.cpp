@@ -57,8 +57,8 @@ SW_OP(copies) {
 }
 
 SW_OP(fresh_shared) {
-  request.check(vocabulary::fresh_shared(request.output<float>("fixed", {32}),
-                                         request.output<float>("dynamic", {32})));
+  request.check(vocabulary::fresh_shared(request.output<float>("fixed", {64}),
+                                         request.output<float>("dynamic", {64})));
 }
 
 SW_OP(totals) {

@@ -56,8 +56,9 @@ SW_KERNEL(64, 1) void copies_kernel(const uint32_t* x, uint32_t* out, int count)
 SW_KERNEL(LANES, 1) void fresh_shared_kernel(float* fixed, float* dynamic) {
   SW_SHARED(float, values, LANES);
   SW_DYNAMIC_SHARED(float, others);
-  fixed[thread_index()] = values[thread_index()];
-  dynamic[thread_index()] = others[thread_index()];
+  fixed[global_index()] = values[thread_index()];
+  dynamic[global_index()] = others[thread_index()];
+  values[thread_index()] = others[thread_index()] = 1;  // not for the next block to see
 }
 
 SW_KERNEL(64, 1) void totals_kernel(const uint32_t* x, Totals out) {
@@ -150,7 +151,7 @@ int copies(const uint32_t* x, uint32_t* out, int count) {
   return SW_LAUNCH(copies_kernel, 1, 64, 0, nullptr, x, out, count);
 }
 int fresh_shared(float* fixed, float* dynamic) {
-  return SW_LAUNCH(fresh_shared_kernel, 1, LANES, LANES * sizeof(float), nullptr, fixed, dynamic);
+  return SW_LAUNCH(fresh_shared_kernel, 2, LANES, LANES * sizeof(float), nullptr, fixed, dynamic);
 }
 int totals(const uint32_t* x, const Totals& out, int blocks) {
   return SW_LAUNCH(totals_kernel, blocks, 64, 0, nullptr, x, out);

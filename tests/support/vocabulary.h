@@ -25,7 +25,7 @@ struct WarpWords {
 int warp_words(const double* x, const WarpWords& out);
 // 16 bytes a thread through shared memory; zeros from `count` on.
 int copies(const uint32_t* x, uint32_t* out, int count);
-// What fresh shared memory holds.
+// What fresh shared memory holds, of two blocks.
 int fresh_shared(float* fixed, float* dynamic);
 // sums and maxima of x over many threads, by atomics.
 struct Totals {
