@@ -34,7 +34,7 @@ DRIFT = 5
 # Shared memory a multiprocessor, KB; the driver takes 1 KB of each block (CUDA C++ guide, 5.1).
 _SHARED = {"sm_80": 164 << 10, "sm_90": 228 << 10}
 _RESERVED = 1 << 10
-_REGISTERS, _WARPS, _BLOCKS = 64 << 10, 64, 32
+_REGISTERS, _PARTITIONS, _WARPS, _BLOCKS = 64 << 10, 4, 64, 32
 
 HEADER = """\
 # What each kernel costs, by architecture. `python -m hack.budgets --write` writes this file;
@@ -114,9 +114,10 @@ def _measured(
 
 
 def resident_blocks(architecture: str, registers: int, shared: int, threads: int) -> int:
-    """How many blocks a multiprocessor holds: registers are given by 8 to a lane, by warp."""
+    """How many blocks a multiprocessor holds: registers go by 8 to a lane, by quarter."""
     warps = -(-threads // 32)
-    by_registers = _REGISTERS // (-(-registers // 8) * 8 * 32) // warps
+    a_warp = -(-registers // 8) * 8 * 32
+    by_registers = _REGISTERS // _PARTITIONS // a_warp * _PARTITIONS // warps
     by_shared = _SHARED[architecture] // (-(-shared // 128) * 128 + _RESERVED)
     return min(by_registers, by_shared, _WARPS // warps, _BLOCKS)
 

@@ -151,6 +151,20 @@ def project(
     )
 
 
+def gather(w: Matrix, token_ids: Array, **options: Any) -> Ran:
+    """Rows of an embedding, as float32."""
+    memory = Memory()
+    parameters = struct.pack(
+        "<Q3i4xQQ",
+        *(memory.place("weights", packed(w)), w.rows, w.cols, w.type),
+        memory.place("token_ids", token_ids),
+        memory.place_poisoned("out", (len(token_ids), w.cols), np.float32),
+    )
+    kernel = kernels("embedding.cu")[f"gather_rows<{NAMES[w.type]}>"]
+    grid = (len(token_ids), 1, 1)
+    return Ran(memory, launch(kernel, memory, grid, (kernel.threads, 1, 1), parameters, **options))
+
+
 def packed(w: Matrix) -> Array:
     """The layout that csrc/cuda/weights.h describes, read from its text and nothing else."""
     tile_cols = 32 if w.type == BF16 else 64

@@ -31,7 +31,7 @@ from support.projections import (
     random_matrix,
     swiglu,
 )
-from support.ptx_ops import Ran, attention, packed, project, sample
+from support.ptx_ops import Ran, attention, gather, packed, project, sample
 from support.sampling_rows import Rows, random_rows
 
 Array = NDArray[Any]
@@ -157,6 +157,19 @@ def test_a_token_has_the_same_bits_in_any_tiling_and_batch() -> None:
     for tiling in ((2, 2), (4, 2), (2, 4)):
         batch = project("NORMED", w, x, tiling, norm=norm).read("out")
         np.testing.assert_array_equal(batch[10:], alone)
+
+
+@TYPES
+def test_an_embedding_s_rows_are_exact(type_: int) -> None:
+    w = random_matrix(np.random.default_rng(type_), type_, 37, 576)
+    ids = np.array([36, 0, 17, -1], np.int32)
+    ran = gather(w, ids)
+    wanted = w.weights[ids].astype(np.float32)
+    wanted[3] = 0  # no row
+    np.testing.assert_allclose(ran.read("out"), wanted, rtol=2.0**-23)
+    assert ran.result.races == []
+    # A lane's 32 bytes leave in two stores of 16; its sector is whole in L2.
+    assert ran.memory.arrays["out"].stores.excess == 2
 
 
 # ---- Sampling ----
