@@ -1,7 +1,7 @@
-"""A Llama model in float64 that rounds to bf16 where the CUDA step does, or as if by chance there.
+"""A Llama model in float64 that rounds to bf16 where the CUDA step does, to nearest or by chance.
 
-Where it rounds: x * weight before a projection, K and V, what attention and SwiGLU give. The rest of
-the device's arithmetic is float32, some 2^-13 of such a rounding.
+Where it rounds: x * weight before a projection, K and V, what attention and SwiGLU give. The rest
+of the device's arithmetic is float32, some 2^-13 of such a rounding.
 
 The bound on a logit comes from rounding at random (Parker, "Monte Carlo Arithmetic", 1997): to
 first order the error is a sum over all roundings, each anywhere within half a unit of bf16. Copies
@@ -33,7 +33,7 @@ class Forward:
 
 
 class RoundedLlama:
-    """`weight` gives a tensor's values [rows, cols] by its GGUF name; it is asked once a forward."""
+    """`weight` gives a tensor's values [rows, cols] by its GGUF name, whenever it is used."""
 
     def __init__(self, config: LlamaConfig, weight: Callable[[str], Doubles]) -> None:
         self.config = config
@@ -137,13 +137,25 @@ class Bounded:
     spread: Doubles  # standard deviation under random rounding
 
 
-def bounded(model: RoundedLlama, tokens: npt.NDArray[np.integer], *, copies: int) -> Bounded:
-    """Logits of `tokens` [sequences, tokens] without rounding, and how rounding moves them."""
+def bounded(
+    model: RoundedLlama, tokens: npt.NDArray[np.integer], *, copies: int, is_centred: bool = False
+) -> Bounded:
+    """Logits of `tokens` [sequences, tokens] without rounding, and how rounding moves them.
+
+    is_centred: each row less its mean, as a shift of all logits changes no probability.
+    """
     count = len(tokens)
     many = np.concatenate([tokens] * (1 + copies))
     logits = model.forward(many, "random", still=count).logits
+    if is_centred:
+        logits = centred(logits)
     exact, moved = logits[:count], logits[count:].reshape(copies, count, *logits.shape[1:])
     return Bounded(exact, np.sqrt(((moved - exact) ** 2).mean(axis=0)))
+
+
+def centred(x: Doubles) -> Doubles:
+    """Less the mean over the last axis."""
+    return np.asarray(x - x.mean(axis=-1, keepdims=True))
 
 
 def rms(x: Doubles) -> Doubles:

@@ -1,4 +1,4 @@
-"""Whole decode steps of csrc/cuda, emulated: numbers, bits in any batch, replay, sampling, launches.
+"""Whole decode steps of csrc/cuda, emulated: numbers, bits, replay, sampling, launches.
 
 Numbers: small random models against float64 on the same dequantised weights. A logit's bound is
 how far rounding to bf16 by chance moves it (support/rounded_llama.py), and a second model that
@@ -274,25 +274,21 @@ def test_a_step_under_address_sanitizer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "why"),
+    ("config", "why"),
     [
-        ({"head_dim": 32, "rope_dims": 32}, "unfit: heads must have 64 or 128 dimensions"),
-        ({"heads": 9, "kv_heads": 1}, "unfit: 1 to 8 query heads must share a KV head"),
-        ({"ffn_size": 112}, "not a multiple of 32|columns"),
+        (replace(BASE, head_dim=32, rope_dims=32), "heads must have 64 or 128 dimensions"),
+        (replace(BASE, heads=9), "1 to 8 query heads must share a KV head"),
+        (replace(BASE, hidden_size=100), "the hidden size must be a multiple of 8"),
+        (replace(BASE, ffn_size=100), "a layer's matrix is missing, has another shape"),
     ],
+    ids=["head size", "group", "hidden size", "columns"],
 )
 def test_a_model_that_does_not_fit_is_refused_before_a_launch(
-    change: dict[str, int], why: str
+    config: LlamaConfig, why: str
 ) -> None:
-    config = replace(BASE, **change)
     model = make_model(config, "BF16")
-    types = dict.fromkeys(model.types, "Q8_0") | {
-        n: "F32" for n in model.types if n.endswith("norm.weight")
-    }
-    if "ffn_size" not in change:
-        types = dict(model.types)
-    with pytest.raises(Fault, match=why):
-        decode(config, types, model.tensors, [np.arange(4)], [[(0, 0)]])
+    with pytest.raises(Fault, match=f"unfit: {why}"):
+        decode(config, model.types, model.tensors, [np.arange(4)], [[(0, 0)]])
 
 
 def test_a_plan_beyond_64_slots_is_refused() -> None:
