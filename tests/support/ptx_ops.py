@@ -62,8 +62,8 @@ def kernels(source: str) -> dict[str, Kernel]:
 
 
 @cache
-def dynamic_bytes(kernel: str) -> int:
-    return budgets.dynamic_shared([kernel]).get(kernel, 0)
+def dynamic_bytes(source: str) -> dict[str, int]:
+    return budgets.dynamic_shared(list(kernels(source)))
 
 
 def attention(case: Decode, max_blocks: int = 64, **options: Any) -> Ran:
@@ -86,8 +86,8 @@ def attention(case: Decode, max_blocks: int = 64, **options: Any) -> Ran:
         *(case.heads, case.kv_heads, case.head_dim, longest),
         *(case.interleaved_rope, max_blocks, tokens),
     )
-    name = f"paged_attention<{case.head_dim}>"
-    kernel = kernels("attention.cu")[name]
+    source, name = "attention.cu", f"paged_attention<{case.head_dim}>"
+    kernel = kernels(source)[name]
     blocks = min(splits * tokens * case.kv_heads, max_blocks)
     return Ran(
         memory,
@@ -97,7 +97,7 @@ def attention(case: Decode, max_blocks: int = 64, **options: Any) -> Ran:
             (blocks, 1, 1),
             (kernel.threads, 1, 1),
             parameters,
-            dynamic_bytes=dynamic_bytes(name),
+            dynamic_bytes=dynamic_bytes(source)[name],
             **options,
         ),
     )
@@ -128,7 +128,8 @@ def project(
         out = memory.place_poisoned("out", (tokens, w.rows), dtype)
     row_tiles, token_tiles = tiling
     name = f"project<{NAMES[w.type]}, {kind}, {row_tiles}, {token_tiles}>"
-    kernel = kernels(f"gemm_{NAMES[w.type].lower()}.cu")[name]
+    source = f"gemm_{NAMES[w.type].lower()}.cu"
+    kernel = kernels(source)[name]
     parameters = struct.pack(
         "<2Q3i4x3Q2fQi4x",
         *(weights, second, w.rows, w.cols, tokens),
@@ -145,7 +146,7 @@ def project(
             grid,
             (kernel.threads, 1, 1),
             parameters,
-            dynamic_bytes=dynamic_bytes(name),
+            dynamic_bytes=dynamic_bytes(source)[name],
             **options,
         ),
     )
