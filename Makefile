@@ -13,6 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(shell find csrc -type f \( -name '*.cpp' -o -name '*.h' \))
+KERNELS := $(shell find csrc tests -type f \( -name '*.cu' -o -name '*.cuh' -o -name 'emulator_*.cpp' -o -name 'emulator_*.h' \))
 
 .PHONY: help run test check gen check-gen e2e images scale bench fuzz faults sanitize lock
 
@@ -30,7 +31,7 @@ check: $(STAMP)  ## format, lint, types, imports, generated files, the house's o
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES) $(KERNELS)
 	$(BIN)/python -m hack.gen --check
 	$(BIN)/pytest -q tests/unit/house
 

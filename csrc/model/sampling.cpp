@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+
+#include "../common/draws.h"
 
 namespace servewright {
 namespace {
@@ -13,10 +14,8 @@ namespace {
 constexpr int BUCKETS = 64 * 8 + 2;
 
 int bucket_of(double weight) {
-  uint64_t bits;
-  std::memcpy(&bits, &weight, 8);
   const uint64_t one = uint64_t{1023} << 3;
-  const uint64_t place = bits >> 49;
+  const uint64_t place = bits_of(weight) >> 49;
   if (place >= one) return 0;  // 1.0
   return static_cast<int>(std::min<uint64_t>(one - place, BUCKETS - 1));
 }
@@ -26,18 +25,7 @@ constexpr int SUM_IDS = 256;  // ids summed apart, so that the draw looks into o
 }  // namespace
 
 double uniform(uint64_t seed, uint64_t draw) {
-  uint32_t c[4] = {static_cast<uint32_t>(draw), static_cast<uint32_t>(draw >> 32), 0, 0};
-  uint32_t k[2] = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t a = uint64_t{0xD2511F53} * c[0], b = uint64_t{0xCD9E8D57} * c[2];
-    const uint32_t next[4] = {
-        static_cast<uint32_t>(b >> 32) ^ c[1] ^ k[0], static_cast<uint32_t>(b),
-        static_cast<uint32_t>(a >> 32) ^ c[3] ^ k[1], static_cast<uint32_t>(a)};
-    std::copy(next, next + 4, c);
-    k[0] += 0x9E3779B9;
-    k[1] += 0xBB67AE85;
-  }
-  return static_cast<double>((c[0] | uint64_t{c[1]} << 32) >> 11) * 0x1p-53;
+  return static_cast<double>(random_bits(seed, draw)) * 0x1p-53;
 }
 
 Sampler::Sampler(const Kernels& kernels, int vocab)
@@ -59,7 +47,7 @@ int32_t Sampler::draw(const float* logits, const ScanResult& scan, const Samplin
     max = *best;
   }
   kernels_.exponentials(weights_.data(), vocab_, max, row.temperature);
-  return invert(filter(row), uniform(row.seed, row.draw));
+  return invert(filter(row), random_bits(row.seed, row.draw));
 }
 
 void Sampler::adjust(const SamplingRow& row) {
@@ -84,12 +72,12 @@ void Sampler::adjust(const SamplingRow& row) {
 Sampler::Kept Sampler::filter(const SamplingRow& row) {
   Kept kept{row.min_p, vocab_};
   if (row.top_k == 0 && row.top_p >= 1.0f) return kept;
-  double mass[BUCKETS] = {};
+  uint64_t mass[BUCKETS] = {};
   int count[BUCKETS] = {};
   for (const double w : weights_) {
     if (!(w >= kept.weight)) continue;
     const int b = bucket_of(w);
-    mass[b] += w;
+    mass[b] += mass_of(w);
     ++count[b];
   }
   // Best first, the lowest id among equals.
@@ -111,76 +99,57 @@ Sampler::Kept Sampler::filter(const SamplingRow& row) {
       const auto& edge = bucket_[row.top_k - before - 1];
       kept = Kept{-edge.first, edge.second};
       last = b;
-      mass[b] = 0.0;
-      for (int i = 0; i < row.top_k - before; ++i) mass[b] -= bucket_[i].first;
+      mass[b] = 0;
+      for (int i = 0; i < row.top_k - before; ++i) mass[b] += mass_of(-bucket_[i].first);
     }
   }
   if (row.top_p < 1.0f) {
-    double total = 0.0;
+    uint64_t total = 0;
     for (int b = 0; b <= last; ++b) total += mass[b];
-    const double wanted = double(row.top_p) * total;
-    double before = 0.0;
+    const uint64_t wanted = wanted_of(row.top_p, total);
+    uint64_t before = 0;
     int b = 0;
-    while (b < last && before + mass[b] < wanted) before += mass[b++];
+    while (before + mass[b] < wanted) before += mass[b++];
     sort_bucket(b);
     for (const auto& [negative, id] : bucket_) {
-      before -= negative;
-      if (before < wanted) continue;
-      return Kept{-negative, id};
+      before += mass_of(-negative);
+      if (before >= wanted) return Kept{-negative, id};
     }
   }
   return kept;
 }
 
-// The first id in ascending order whose cumulative kept weight exceeds u * total.
-int32_t Sampler::invert(const Kept& kept, double u) {
-  const auto weight = [&](int id) {
+// The first id in ascending order whose cumulative kept mass exceeds u * total.
+int32_t Sampler::invert(const Kept& kept, uint64_t random53) {
+  const auto mass = [&](int id) {
     const double w = weights_[id];
-    return w > kept.weight || (w == kept.weight && id <= kept.id) ? w : 0.0;
+    return w > kept.weight || (w == kept.weight && id <= kept.id) ? mass_of(w) : 0;
   };
-  const auto sum = [&](int begin, int end) {
-    double part[4] = {};
-    int id = begin;
-    for (; id + 4 <= end; id += 4)
-      for (int j = 0; j < 4; ++j) part[j] += weight(id + j);
-    for (; id < end; ++id) part[0] += weight(id);
-    return (part[0] + part[1]) + (part[2] + part[3]);
-  };
-  double total = 0.0;
-  for (size_t s = 0; s < sums_.size(); ++s) {
-    const int begin = static_cast<int>(s) * SUM_IDS;
-    sums_[s] = sum(begin, std::min(begin + SUM_IDS, vocab_));
-    total += sums_[s];
-  }
-  double rest = u * total;
-  int32_t last = 0;
+  uint64_t total = 0;
   for (size_t s = 0; s < sums_.size(); ++s) {
     const int begin = static_cast<int>(s) * SUM_IDS, end = std::min(begin + SUM_IDS, vocab_);
-    if (rest >= sums_[s]) {
-      rest -= sums_[s];
-      if (s + 1 < sums_.size()) continue;
-    }
-    for (int id = begin; id < end; ++id) {
-      const double w = weight(id);
-      if (w > 0.0) last = id;
-      if (rest < w) return id;
-      rest -= w;
-    }
-    // Rounding put the place at the very end of these ids: their last kept one, if there is any.
-    if (last >= begin) return last;
+    sums_[s] = 0;
+    for (int id = begin; id < end; ++id) sums_[s] += mass(id);
+    total += sums_[s];
   }
-  for (int id = vocab_ - 1; id >= 0; --id)
-    if (weight(id) > 0.0) return id;
-  return last;
+  uint64_t rest = place_of(random53, total);  // below the total: the loops end in an id
+  int32_t id = 0;
+  for (const uint64_t sum : sums_) {
+    if (rest < sum) break;
+    rest -= sum;
+    id += SUM_IDS;
+  }
+  while (rest >= mass(id)) rest -= mass(id++);
+  return id;
 }
 
 void Sampler::logprobs(const float* logits, const ScanResult& scan, const SamplingRow& row,
                        int32_t token, float* logprob, int32_t* top_ids, float* top_logprobs) {
   std::copy(logits, logits + vocab_, weights_.begin());
   kernels_.exponentials(weights_.data(), vocab_, scan.max, 1.0);
-  double total = 0.0;
-  for (const double w : weights_) total += w;
-  const double log_total = std::log(total);
+  uint64_t total = 0;
+  for (const double w : weights_) total += mass_of(w);
+  const double log_total = std::log(static_cast<double>(total) * 0x1p-45);
   const auto of = [&](int32_t id) {
     return static_cast<float>(double(logits[id]) - double(scan.max) - log_total);
   };

@@ -1,5 +1,6 @@
 // Drawing tokens from logits: SamplingParams of engine/requests.py, exact as
-// models/sampling_reference.py defines it (all arithmetic after the float logits in double).
+// models/sampling_reference.py defines it: weights in double, their sums in integers
+// (common/draws.h), so that CPU and GPU draw the same tokens in whatever order they add.
 #pragma once
 #include <cstdint>
 #include <utility>
@@ -44,14 +45,14 @@ class Sampler {
   };
   void adjust(const SamplingRow& row);
   Kept filter(const SamplingRow& row);
-  int32_t invert(const Kept& kept, double u);
+  int32_t invert(const Kept& kept, uint64_t random53);
 
   const Kernels& kernels_;
   int vocab_;
   std::vector<double> weights_;  // [vocab], the adjusted logits before
   std::vector<int32_t> counts_;  // [vocab], zero between calls
   std::vector<int32_t> ids_;     // [vocab]
-  std::vector<double> sums_;
+  std::vector<uint64_t> sums_;
   std::vector<std::pair<double, int32_t>> bucket_;
 };
 

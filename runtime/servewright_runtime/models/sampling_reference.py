@@ -1,8 +1,9 @@
 """Drawing tokens from logits, in plain numpy: the definition that every sampler follows.
 
-All arithmetic after the float32 logits is in double, sums run in ascending token id, so another
-implementation in double takes the same decisions unless the uniform number lies within about
-1e-13 of an edge. Nothing depends on other rows of the batch.
+Weights are doubles. What sums decide, they decide in integers: a token's mass is its weight in
+units of 2**-45, rounded to nearest (csrc/common/draws.h), so no order of summation matters, and
+another implementation takes the same decisions wherever its exponentials round to the same masses.
+Nothing depends on other rows of the batch.
 
 Uniform numbers: Philox4x32-10 of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3"
 (SC11), key = seed, counter = (draw, 0), both with the low word first.
@@ -10,7 +11,9 @@ Uniform numbers: Philox4x32-10 of Salmon et al., "Parallel random numbers: as ea
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -50,13 +53,18 @@ def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tupl
     return c0, c1, c2, c3
 
 
-def uniform(seed: int, draw: int) -> float:
-    """A number in [0, 1), a multiple of 2**-53, that `seed` and `draw` (64 bits each) decide.
+def random_bits(seed: int, draw: int) -> int:
+    """53 bits that `seed` and `draw` (64 bits each) decide.
 
-    The 53 high bits of the 64-bit number whose low word is Philox's first and high word its second.
+    The high ones of the 64-bit number whose low word is Philox's first and high word its second.
     """
     words = philox4x32((draw & _MASK, draw >> 32, 0, 0), (seed & _MASK, seed >> 32))
-    return float((words[0] | words[1] << 32) >> 11) * 2.0**-53
+    return (words[0] | words[1] << 32) >> 11
+
+
+def uniform(seed: int, draw: int) -> float:
+    """A number in [0, 1), a multiple of 2**-53."""
+    return float(random_bits(seed, draw)) * 2.0**-53
 
 
 def sample(logits: Float32s, batch: SamplingBatch) -> Drawn:
@@ -102,8 +110,7 @@ def _draw(values: Doubles, batch: SamplingBatch, row: int) -> int:
     temperature = float(batch.temperature[row])
     if temperature == 0.0:
         return int(values.argmax())  # the lowest id among equals
-    values = values / temperature
-    weights = np.exp(values - values.max())  # the highest is 1, which min_p relies on
+    weights = np.exp((values - values.max()) / temperature)  # the highest is 1: min_p relies on it
     ids = np.flatnonzero(weights >= float(batch.min_p[row]))
     top_k, top_p = int(batch.top_k[row]), float(batch.top_p[row])
     if top_k or top_p < 1.0:
@@ -111,13 +118,19 @@ def _draw(values: Doubles, batch: SamplingBatch, row: int) -> int:
         if top_k:
             ids = ids[:top_k]
         if top_p < 1.0:
-            cumulative = np.cumsum(weights[ids])
-            ids = ids[: int(np.searchsorted(cumulative, top_p * cumulative[-1])) + 1]
+            cumulative = np.cumsum(_masses(weights[ids]))
+            wanted = max(math.ceil(Fraction(top_p) * int(cumulative[-1])), 1)
+            ids = ids[: int(np.searchsorted(cumulative, np.uint64(wanted))) + 1]
         ids = np.sort(ids)
-    cumulative = np.cumsum(weights[ids])
-    place = uniform(int(batch.seed[row]), int(batch.draw[row])) * cumulative[-1]
-    # The first id whose cumulative weight exceeds `place`, which rounding may put at the end.
-    return int(ids[min(int(np.searchsorted(cumulative, place, side="right")), len(ids) - 1)])
+    cumulative = np.cumsum(_masses(weights[ids]))
+    place = random_bits(int(batch.seed[row]), int(batch.draw[row])) * int(cumulative[-1]) >> 53
+    return int(ids[np.searchsorted(cumulative, np.uint64(place), side="right")])
+
+
+def _masses(weights: Doubles) -> npt.NDArray[np.uint64]:
+    """Units of 2**-45: doubles in [128, 256) are that far apart."""
+    bits: npt.NDArray[np.uint64] = (weights + 128.0).view(np.uint64)
+    return bits - np.float64(128).view(np.uint64)
 
 
 def _log_softmax(values: Doubles) -> Doubles:

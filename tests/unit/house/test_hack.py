@@ -59,6 +59,8 @@ def test_what_one_run_skipped_another_does_not_make_good() -> None:
         ("needs both back ends of 16 lanes", False),
         ("fused kernels: this CPU has no AVX2", False),
         ("make faults runs it", False),
+        ("needs nvcc 13: on PATH, or in $NVCC (docs/kernels.md)", False),
+        ("needs nvcc 13: and nvdisasm, which `pip install -e .[dev]` brings", True),
         ("too slow", True),
         ("SmolLM2 cannot be fetched: no network", True),
         ("", True),

@@ -1,0 +1,128 @@
+// The ops of the decode step on CUDA: arguments and launchers. Plain data, so that host code and
+// kernels share one declaration. Every launcher returns 0 or a CUDA error code, allocates nothing
+// and does not synchronise. Every output element is reduced in an order that the shape of its
+// operands alone decides: not the number of tokens, not the tiling, not the device.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#include "bfloat16.h"
+
+namespace servewright::cuda {
+
+using Stream = void*;  // cudaStream_t
+
+// ---- Projections: csrc/cuda/gemm.cuh says how, csrc/cuda/weights.h gives the layout. ----
+
+enum class Weight : int { BF16, Q8_0, Q4_0, Q4_1 };
+
+// [rows, cols], packed by pack_weights, aligned to 16 bytes. cols is a multiple of 32 (of 8: BF16).
+struct PackedMatrix {
+  const uint8_t* data;
+  int rows;
+  int cols;
+  Weight type;
+};
+
+// RMSNorm as a projection's prologue: y = x / sqrt(mean(x^2) + eps) * weight.
+struct NormInput {
+  const float* x;       // [tokens, cols]
+  const float* weight;  // [cols]
+  float eps;
+};
+
+// Tiles of a block: row_tiles of 16 rows (1, 2, 4), token_tiles of 8 tokens (1, 2, 4). 0: chosen
+// for the shape. Only time depends on it, no bit of a result.
+struct Tiling {
+  int row_tiles = 0;
+  int token_tiles = 0;
+};
+
+// out[token * out_stride + row] = sum_k W[row, k] y[token, k]. QKV and the head.
+int project_normed(const PackedMatrix& w, const NormInput& in, float* out, int out_stride,
+                   int tokens, Stream stream, Tiling tiling = {});
+// x[token, row] += sum_k W[row, k] in[token, k]. O and down; in is [tokens, cols].
+int project_residual(const PackedMatrix& w, const bfloat16* in, float* x, int tokens, Stream stream,
+                     Tiling tiling = {});
+// out[token, row] = silu(gate y) * (up y); gate and up have one type and one shape.
+int gate_up(const PackedMatrix& gate, const PackedMatrix& up, const NormInput& in, bfloat16* out,
+            int tokens, Stream stream, Tiling tiling = {});
+
+// ---- Embedding: csrc/cuda/embedding.cuh says how. ----
+
+// x[token] = row token_ids[token] of the matrix; zeros where there is no such row.
+int embed(const PackedMatrix& embedding, const int32_t* token_ids, float* x, int tokens,
+          Stream stream);
+
+// ---- Attention: csrc/cuda/attention.cuh says how. ----
+
+constexpr int PAGE_POSITIONS = 16;
+constexpr int SPLIT_POSITIONS = 256;  // softmax is merged every 256 positions, from 0 on
+constexpr int MAX_DECODE_TOKENS = 64;
+
+// One new token a sequence: RoPE, KV append, attention.
+struct AttentionArgs {
+  const float* qkv;      // [tokens, (heads + 2 kv_heads) * head_dim], q then k then v, unrotated
+  const float* cosines;  // [positions, head_dim / 2], one a pair; 1 where a pair is not rotated
+  const float* sines;    // [positions, head_dim / 2]; 0 there
+  bfloat16* pool;        // of this layer: [page][K, V][kv_heads][16][head_dim]
+  const int32_t* page_table;  // [tokens, table_width]
+  int table_width;
+  const int32_t* lengths;  // [tokens], the new token counted; 0: an empty slot, its out is 0
+  float* partials;         // attention_workspace() bytes, aligned to 16
+  unsigned* tickets;       // [tokens * kv_heads], 0 before the first launch; every launch leaves 0
+  bfloat16* out;           // [tokens, heads * head_dim]
+  int heads;
+  int kv_heads;           // heads / kv_heads is at most 8
+  int head_dim;           // 64 or 128
+  int max_length;         // no length is above it
+  bool interleaved_rope;  // pairs (2i, 2i + 1), as in GGUF's Llama; else (i, i + head_dim / 2)
+  int max_blocks;         // grid's limit: attention_blocks(), or any other above 0
+};
+size_t attention_workspace(int heads, int kv_heads, int head_dim, int max_length, int tokens);
+// Blocks that `processors` SMs with so much shared memory each hold at once. Only time depends on
+// it.
+int attention_blocks(int head_dim, int processors, size_t shared_bytes);
+int attention(const AttentionArgs& args, int tokens, Stream stream);
+
+// ---- Sampling: csrc/cuda/sampling.cuh says how. ----
+
+constexpr int MAX_SAMPLING_VOCAB = 1 << 18;
+constexpr int MAX_TOP_LOGPROBS = 20;
+
+// Everything is device memory. A column a parameter, a value a row, as in a SamplingBatch; the
+// caller has checked them (model/step.cpp). History and biases are flat: row i's part is
+// [starts[i], starts[i + 1]).
+struct SamplingArgs {
+  const float* logits;       // [rows, logits_stride], readable up to the stride
+  int logits_stride;         // a multiple of 4, at least vocab
+  int vocab;                 // at most MAX_SAMPLING_VOCAB
+  const float* temperature;  // 0: greedy
+  const float* top_p;
+  const float* min_p;
+  const float* presence;
+  const float* frequency;
+  const float* repetition;
+  const int32_t* top_k;  // 0: all
+  const uint64_t* seed;
+  const uint64_t* draw;
+  const int32_t* history_ids;      // prompt, then output
+  const int32_t* history_starts;   // [rows + 1]
+  const int32_t* history_prompts;  // [rows], how many are prompt
+  const int32_t* bias_ids;
+  const float* bias_values;
+  const int32_t* bias_starts;   // [rows + 1]
+  const uint8_t* logprobs;      // 1: the token's logprob is wanted
+  const int32_t* top_logprobs;  // how many best ones are wanted, at most top_width
+  int top_width;                // at most MAX_TOP_LOGPROBS
+  uint8_t* workspace;           // sampling_workspace bytes, aligned to 16, of any content
+  int32_t* token_ids;           // [rows]
+  int32_t* finite;              // [rows], 1 where all logits are finite
+  float* token_logprobs;        // [rows], written where wanted
+  int32_t* top_ids;             // [rows, top_width], likewise
+  float* top_values;            // [rows, top_width]
+};
+size_t sampling_workspace(int vocab, int rows);
+int sample(const SamplingArgs& args, int rows, Stream stream);
+
+}  // namespace servewright::cuda

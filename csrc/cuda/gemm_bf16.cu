@@ -1,0 +1,7 @@
+#include "gemm.cuh"
+
+namespace servewright::cuda {
+
+template int launch_type<Weight::BF16>(Projection, const GemmArgs&, Tiling, Stream);
+
+}  // namespace servewright::cuda

@@ -1,0 +1,119 @@
+"""Predicts a decode step of an 8B Llama on an H100 from what the kernels were counted to do.
+
+    python -m hack.roofline --write      writes its tables into docs/kernels.md
+
+A launch takes its boundary, its latencies, and the longer of memory and instruction issue. Bytes
+are the floors that tests/unit/cuda/test_ptx_kernels.py holds the kernels to; instructions are those
+of the loops in csrc/cuda/budgets.toml. Nothing here was measured on a device.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hack import budgets, nvcc
+
+DOCUMENT = nvcc.ROOT / "docs" / "kernels.md"
+_BEGIN = "<!-- python -m hack.roofline --write -->"
+_END = "<!-- end -->"
+
+# H100 SXM. Datasheet; a copy measured on one such card; cycles; two thirds of DRAM's latency go by
+# before a block's first bytes come, the rest is the end: sums, norm, store.
+DATASHEET = 3.35e12
+COPY = 3.0e12
+PROCESSORS = 132
+ISSUES = PROCESSORS * 4 * 1.755e9  # instructions of warps a second
+PROJECTION_LATENCY = 0.65e-6
+# From the chain of latencies in docs/kernels/attention.md, 1,024 positions; greedy sampling, from
+# docs/kernels/sampling.md; one gather of a row.
+ATTENTION_LATENCY = 4.5e-6 - 1.4e-6
+SAMPLING = 10e-6
+EMBEDDING = 2e-6
+# Between two kernels of a CUDA graph, as others report it: at best, and usual.
+BOUNDARIES = (1.0e-6, 2.0e-6)
+
+LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FEED_FORWARD, VOCAB = 32, 4096, 32, 8, 128, 14336, 128256
+CONTEXT = 1024
+# Bytes of a packed tile of 16 rows and 64 columns (BF16: 32); its columns.
+TILES = {"BF16": (1024, 32), "Q8_0": (1088, 64), "Q4_0": (576, 64), "Q4_1": (640, 64)}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel of a token. Seconds beside memory and issue are its latencies."""
+
+    name: str
+    times: int
+    floor: float  # bytes from memory
+    instructions: float
+    latency: float
+
+    def seconds(self, boundary: float) -> float:
+        """Of one launch."""
+        return boundary + self.latency + max(self.floor / COPY, self.instructions / ISSUES)
+
+
+def launches(weight: str) -> Iterator[Launch]:
+    """A token's, at batch 1."""
+    tile, columns = TILES[weight]
+    kernels = budgets.read("sm_90")
+
+    def project(name: str, kind: str, rows: int, cols: int, times: int) -> Launch:
+        size = rows / 16 * cols / columns * tile
+        # The worse of the tilings that the launcher takes for matrices of this size.
+        loops = [kernels[f"project<{weight}, {kind}, {r}, 1>"].loop / (r * tile) for r in (2, 4)]
+        extra = rows * 4 * (2 if kind == "RESIDUAL" else 1) + cols * 8
+        return Launch(name, times, size + extra, size * max(loops), PROJECTION_LATENCY)
+
+    cached = 2 * 2 * HEAD_DIM * KV_HEADS * CONTEXT
+    wide = (HEADS + 2 * KV_HEADS) * HEAD_DIM
+    yield Launch("embedding", 1, HIDDEN * 6, 0, EMBEDDING)
+    yield project("norm, Q, K, V", "NORMED", wide, HIDDEN, LAYERS)
+    yield Launch("attention", LAYERS, cached, 0, ATTENTION_LATENCY)
+    yield project("O, residual", "RESIDUAL", HIDDEN, HIDDEN, LAYERS)
+    yield project("norm, gate, up, SwiGLU", "GATE_UP", 2 * FEED_FORWARD, HIDDEN, LAYERS)
+    yield project("down, residual", "RESIDUAL", HIDDEN, FEED_FORWARD, LAYERS)
+    yield project("norm, head", "NORMED", VOCAB, HIDDEN, 1)
+    yield Launch("sampling, greedy", 1, VOCAB * 4, 0, SAMPLING)
+
+
+def table(weight: str) -> str:
+    """Markdown: a row a kernel, and the whole token."""
+    lines = [
+        f"| {weight}: launch | times | MB from memory | memory, us | issue, us | with its latencies"
+        " and boundary, us |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    every = list(launches(weight))
+    for one in every:
+        low, high = (one.seconds(boundary) * 1e6 for boundary in BOUNDARIES)
+        lines.append(
+            f"| {one.name} | {one.times} | {one.floor / 1e6:.2f} | {one.floor / COPY * 1e6:.1f}"
+            f" | {one.instructions / ISSUES * 1e6:.1f} | {low:.1f}-{high:.1f} |"
+        )
+    count = sum(one.times for one in every)
+    floor = sum(one.times * one.floor for one in every)
+    totals = [sum(one.times * one.seconds(boundary) for one in every) for boundary in BOUNDARIES]
+    shares = [floor / DATASHEET / total for total in totals]
+    lines.append(
+        f"| **token** | {count} | {floor / 1e6:,.0f} | {floor / COPY * 1e6:,.0f} | |"
+        f" {totals[0] * 1e6:,.0f}-{totals[1] * 1e6:,.0f}:"
+        f" **{shares[0]:.0%}-{shares[1]:.0%}** of 3.35 TB/s |"
+    )
+    return "\n".join(lines)
+
+
+def written() -> str:
+    """docs/kernels.md with the tables of now."""
+    head, _, rest = DOCUMENT.read_text().partition(_BEGIN)
+    tail = rest.partition(_END)[2]
+    tables = "\n\n".join(table(weight) for weight in ("BF16", "Q4_0"))
+    return f"{head}{_BEGIN}\n{tables}\n{_END}{tail}"
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--write"]:
+        DOCUMENT.write_text(written())
+    sys.exit(DOCUMENT.read_text() != written())

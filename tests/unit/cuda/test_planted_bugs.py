@@ -1,0 +1,225 @@
+"""The test of the emulator: each planted bug is found, and by which means.
+
+"plain" is a wrong number or a fault without sanitizers. Where the order of threads or the moment a
+copy lands decides whether a bug shows, the table says in which runs it must; ThreadSanitizer must
+find a race in every order.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from support.emulated import (
+    COPIES,
+    ORDERS,
+    Array,
+    Copies,
+    Emulated,
+    Fault,
+    Flavour,
+    Order,
+    from_bfloat16,
+    to_bfloat16,
+)
+
+BUGS = Path(__file__).resolve().parents[2] / "support" / "planted.h"
+ALL_RUNS: tuple[tuple[Order, Copies], ...] = tuple(itertools.product(ORDERS, COPIES))
+IN_ANY_ORDER: tuple[tuple[Order, Copies], ...] = (("up", "lazy"), ("down", "eager"))
+LAZY = tuple(run for run in ALL_RUNS if run[1] == "lazy")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op: what goes in, and the arrays that must come out."""
+
+    arrays: dict[str, Array]
+    wanted: dict[str, Array]
+
+
+@cache
+def cases() -> dict[str, Case]:
+    random = np.random.default_rng(7)
+
+    def normal(*shape: int) -> Array:
+        return random.normal(size=shape).astype(np.float32)
+
+    rows, columns, streamed, phases, warps = (
+        normal(2, 256),
+        normal(3, 64),
+        normal(5, 256),
+        normal(96),
+        normal(128),
+    )
+    a, b = to_bfloat16(normal(16, 16)), to_bfloat16(normal(8, 16))
+    none = np.zeros(1, np.uint32)
+    return {
+        "sum_rows": Case(
+            {"x": rows, "count": none},
+            {"sums": rows.sum(1), "count": np.array([2], np.uint32)},
+        ),
+        "sum_columns": Case({"x": columns, "ticket": none}, {"out": columns.sum(0)}),
+        "stream_rows": Case({"x": streamed}, {"out": streamed.sum(0)[::-1]}),
+        "two_phases": Case({"x": phases, "counter": none}, {"out": phases[::-1] ** 2}),
+        "rotate_warp": Case(
+            {"x": warps}, {"out": np.roll(warps.reshape(-1, 32), -1, 1).reshape(-1)}
+        ),
+        "multiply": Case({"a": a, "b": b}, {"d": from_bfloat16(a) @ from_bfloat16(b).T}),
+    }
+
+
+@cache
+def numbers() -> dict[str, int]:
+    """The enumerators of planted.h."""
+    text = BUGS.read_text()
+    body = text[text.index("enum class Bug") : text.index("};")]
+    return {name: i for i, name in enumerate(re.findall(r"^  ([A-Z_]+),$", body, re.MULTILINE))}
+
+
+def verdict(op: str, bug: str, flavour: Flavour, order: Order, copies: Copies) -> str | None:
+    """What a run says of the bug; None when it looks right."""
+    case = cases()[op]
+    try:
+        got = Emulated(flavour).run(
+            op, case.arrays, {"bug": numbers()[bug]}, order=order, copies=copies
+        )
+    except Fault as found:
+        return str(found)
+    for name, wanted in case.wanted.items():
+        if not np.allclose(got[name], wanted, rtol=1e-5, atol=1e-5):
+            return f"wrong numbers in {name}"
+    return None
+
+
+@pytest.mark.parametrize("op", cases())
+def test_without_a_bug_nothing_is_reported(op: str) -> None:
+    runs: Iterable[tuple[Flavour, Order, Copies]] = [
+        *(("plain", order, copies) for order, copies in ALL_RUNS),
+        *(("asan", order, copies) for order, copies in IN_ANY_ORDER),
+        *(("tsan", order, copies) for order, copies in (*IN_ANY_ORDER, ("random", "lazy"))),
+    ]
+    for flavour, order, copies in runs:
+        assert verdict(op, "NONE", flavour, order, copies) is None, (flavour, order, copies)
+
+
+WRONG = "wrong numbers"
+RACE = r"data race[\s\S]*block \(\d, 0, 0\) thread \d+[\s\S]*a race on byte \d+ of (array|shared)"
+PAST_TWO = "index 2 out of bounds"
+IN_KERNEL = r"[\s\S]*in kernel {op}_kernel, block \(\d, 0, 0\), thread \d+"
+# bug: op, means, runs in which it must be found, what the report says.
+Row = tuple[str, str, Flavour, tuple[tuple[Order, Copies], ...], str]
+TABLE: list[Row] = [
+    ("MISSING_BARRIER", "sum_rows", "plain", (("up", "lazy"), ("random", "lazy")), WRONG),
+    ("MISSING_BARRIER", "sum_rows", "tsan", IN_ANY_ORDER, RACE),
+    (
+        "DIVERGENT_BARRIER",
+        "sum_rows",
+        "plain",
+        ALL_RUNS,
+        r"deadlock in kernel sum_rows_kernel\n  block \(\d, 0, 0\):\n"
+        r"    threads 32-63 have ended\n    threads 0-31 wait at barrier \(planted.cu:\d+\)",
+    ),
+    (
+        "BARRIERS_APART",
+        "sum_rows",
+        "plain",
+        ALL_RUNS,
+        r"threads that must meet are at different places: thread \d+ at barrier \(planted.cu:\d+\)",
+    ),
+    ("DIVERGENT_SHUFFLE", "sum_rows", "plain", ALL_RUNS, r"shuffle \(planted.cu:\d+\)"),
+    ("GLOBAL_READ_PAST_END", "sum_rows", "plain", ALL_RUNS, "array x" + IN_KERNEL),
+    ("GLOBAL_READ_PAST_END", "sum_rows", "asan", IN_ANY_ORDER, "array x" + IN_KERNEL),
+    ("GLOBAL_READ_PAST_END", "sum_rows", "tsan", IN_ANY_ORDER, "array x" + IN_KERNEL),
+    ("GLOBAL_WRITE_PAST_END", "sum_rows", "plain", ALL_RUNS, "behind the end of array sums"),
+    ("GLOBAL_WRITE_PAST_END", "sum_rows", "asan", IN_ANY_ORDER, "array sums" + IN_KERNEL),
+    ("SHARED_WRITE_PAST_END", "sum_rows", "plain", ALL_RUNS, "end of shared variable warps"),
+    (
+        "SHARED_WRITE_PAST_END",
+        "sum_rows",
+        "asan",
+        IN_ANY_ORDER,
+        PAST_TWO + IN_KERNEL,
+    ),
+    ("SHARED_READ_PAST_END", "sum_rows", "asan", IN_ANY_ORDER, PAST_TWO + IN_KERNEL),
+    (
+        "WRITE_TO_INPUT",
+        "sum_rows",
+        "plain",
+        ALL_RUNS,
+        "no access to byte .* of array x" + IN_KERNEL,
+    ),
+    ("LOST_UPDATE", "sum_rows", "tsan", IN_ANY_ORDER, RACE),
+    ("MISSING_BARRIER_BEFORE_TICKET", "sum_columns", "tsan", IN_ANY_ORDER, RACE),
+    ("RELAXED_TICKET", "sum_columns", "tsan", IN_ANY_ORDER, RACE),
+    (
+        "STALE_READ_ONLY_PATH",
+        "sum_columns",
+        "plain",
+        ALL_RUNS,
+        r"load_16 \(planted.cu:\d+\) reads byte \d+ of array partials .*, which this launch has"
+        r" written" + IN_KERNEL,
+    ),
+    (
+        "READ_ONLY_PATH_TOO_EARLY",
+        "sum_columns",
+        "plain",
+        ALL_RUNS,
+        r"load_16 .*reads? .*array partials",
+    ),
+    ("MISSING_WAIT", "stream_rows", "plain", ALL_RUNS, r"async copies not waited for" + IN_KERNEL),
+    ("WEAK_WAIT", "stream_rows", "plain", LAZY, WRONG),
+    ("WEAK_WAIT", "stream_rows", "tsan", IN_ANY_ORDER, RACE),
+    ("MISSING_BARRIER_AFTER_WAIT", "stream_rows", "plain", ALL_RUNS, WRONG),
+    ("MISSING_BARRIER_AFTER_WAIT", "stream_rows", "tsan", IN_ANY_ORDER, RACE),
+    ("BUFFER_REUSED_TOO_EARLY", "stream_rows", "plain", ALL_RUNS, WRONG),
+    ("BUFFER_REUSED_TOO_EARLY", "stream_rows", "tsan", IN_ANY_ORDER, RACE),
+    (
+        "COPY_PAST_END",
+        "stream_rows",
+        "plain",
+        ALL_RUNS,
+        "out of bounds: byte .* of array x" + IN_KERNEL,
+    ),
+    ("MISALIGNED_COPY", "stream_rows", "plain", ALL_RUNS, "no multiple of 16" + IN_KERNEL),
+    ("MISSING_GRID_BARRIER", "two_phases", "plain", ALL_RUNS, WRONG),
+    ("MISSING_GRID_BARRIER", "two_phases", "tsan", IN_ANY_ORDER, RACE),
+    ("GRID_BARRIER_WITHOUT_RELEASE", "two_phases", "tsan", IN_ANY_ORDER, RACE),
+    (
+        "GRID_BARRIER_FOR_TOO_MANY",
+        "two_phases",
+        "plain",
+        ALL_RUNS,
+        r"livelock.*two_phases_kernel[\s\S]*block \(0, 0, 0\):\n"
+        r"    threads 0 spin in spin_pause \(planted.cu:\d+\)\n    threads 1-31 wait at barrier",
+    ),
+    ("NOT_RESIDENT", "two_phases", "plain", ALL_RUNS, "one after the other"),
+    ("MISSING_WARP_BARRIER", "rotate_warp", "plain", ALL_RUNS, WRONG),
+    ("MISSING_WARP_BARRIER", "rotate_warp", "tsan", IN_ANY_ORDER, RACE),
+    ("SHUFFLE_AS_BARRIER", "rotate_warp", "tsan", IN_ANY_ORDER, RACE),
+    ("WRONG_FRAGMENT", "multiply", "plain", ALL_RUNS, WRONG),
+    ("MISALIGNED_VECTOR", "multiply", "plain", ALL_RUNS, "no multiple of 16" + IN_KERNEL),
+]
+
+
+def row_name(row: Row) -> str:
+    return f"{row[0].lower()}-{row[2]}"
+
+
+@pytest.mark.parametrize("row", TABLE, ids=row_name)
+def test_a_planted_bug_is_found(row: Row) -> None:
+    bug, op, flavour, runs, says = row
+    for order, copies in runs:
+        found = verdict(op, bug, flavour, order, copies)
+        assert found, f"not found in order {order}, copies {copies}"
+        assert re.search(says.replace("{op}", op), found), found
+
+
+def test_every_planted_bug_is_in_the_table() -> None:
+    assert {row[0] for row in TABLE} == set(numbers()) - {"NONE"}
