@@ -6,6 +6,7 @@
 
 #include <string.h>
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -152,6 +153,24 @@ void put(driver::Request& request, const char* name, const std::vector<T>& value
   if (!values.empty()) memcpy(to, values.data(), values.size() * sizeof(T));
 }
 
+// Makes every part of the workspace an array of its own, between guards, and lets the plan's
+// offsets lead there. Returns the workspace: the array of its first part.
+uint8_t* separate(driver::Request& request, cuda::StepPlan* plan) {
+  std::map<size_t, size_t*> parts;  // by offset
+  for (size_t* part : {&plan->x, &plan->qkv, &plan->attended, &plan->inner, &plan->partials,
+                       &plan->logits, &plan->sampling})
+    parts[*part] = part;
+  size_t end = plan->workspace_bytes;
+  std::map<size_t*, uint8_t*> arrays;
+  for (auto part = parts.rbegin(); part != parts.rend(); end = part->first, ++part)
+    arrays[part->second] = request.workspace<uint8_t>(
+        "workspace from " + std::to_string(part->first), static_cast<int64_t>(end - part->first));
+  // Last, as the kernel hands out addresses downwards: offsets from it are then positive.
+  auto* const first = request.workspace<uint8_t>("workspace from 0", static_cast<int64_t>(end));
+  for (const auto& [part, array] : arrays) *part = static_cast<size_t>(array - first);
+  return first;
+}
+
 }  // namespace
 
 // Replays one step with new contents: what a captured graph does.
@@ -166,7 +185,7 @@ SW_OP(decode) {
                                 integer(request, "pages"),
                                 {integer(request, "processors"), 227 << 10}, &plan));
   plan.tiling = {integer(request, "row_tiles"), integer(request, "token_tiles")};
-  auto* workspace = request.workspace<uint8_t>("workspace", plan.workspace_bytes);
+  uint8_t* const workspace = separate(request, &plan);
   const auto elements = static_cast<int64_t>(plan.pool_bytes / sizeof(bfloat16));
   auto* pool = request.has("pool") ? request.inout<bfloat16>("pool")
                                    : request.workspace<bfloat16>("pool", elements);

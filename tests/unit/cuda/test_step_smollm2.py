@@ -80,7 +80,7 @@ def on_device(model: SmolLM2) -> Array:
     steps: list[list[Slot]] = [[(i, position) for i in slots] for position in range(TOKENS)]
     # The tiling is what the emulator does fastest; it changes no bit (test_step.py).
     out = decode(
-        model.config, model.types, model.tensors, list(model.tokens), steps, tiling=(2, 1),
+        model.config, model.types, model.tensors, list(model.tokens), steps, tiling=(4, 1),
         time_limit_s=TIME_LIMIT_S,
     )  # fmt: skip
     assert out.finite.all()
@@ -98,12 +98,13 @@ def bounds(model: SmolLM2) -> Bounded:
 def test_logits_are_off_by_no_more_than_rounding_explains(
     on_device: Array, bounds: Bounded
 ) -> None:
-    errors = rms(centred(on_device) - bounds.exact) / rms(bounds.spread)
+    spread = rms(bounds.spread)
+    # Three copies measure a row's spread poorly; the median row's is its least.
+    errors = rms(centred(on_device) - bounds.exact) / np.maximum(spread, np.median(spread))
     print(f"{errors.max():.2f} spreads at most, {np.sqrt((errors**2).mean()):.2f} rms;", end=" ")
-    print(f"a spread is {np.median(rms(bounds.spread)):.4f}, logits' {bounds.exact.std():.2f}")
-    # As in test_step.py; here a row has 49,152 logits and its spread is of three copies.
+    print(f"a spread is {np.median(spread):.3f}, that of the logits {bounds.exact.std():.2f}")
     assert errors.max() <= 3
-    assert np.sqrt((errors**2).mean()) <= 1.5
+    assert np.sqrt((errors**2).mean()) <= 1.2
 
 
 def test_logits_are_the_cpu_engine_s_within_both_bounds(
