@@ -25,6 +25,11 @@ if [ ! -x "$tool" ]; then
 fi
 
 export SERVEWRIGHT_CLUSTER_CONTROL=$tool
+if [ -n "$inside" ] && [[ " ${options[*]} " == *' --nodes 0 '* ]]; then
+    # Nobody forwards a Service's address there. Calls fail at once then, as with kube-proxy and no endpoints, and
+    # do not fill the kernel's table of neighbours.
+    set -- sh -c 'ip route replace unreachable "$0" && exec "$@"' 10.96.0.0/16 "$@"
+fi
 [ -z "$inside" ] || set -- "$tool" enter -- "$@"
 if environment=$("$tool" env 2>/dev/null) && [ -z "${CI:-}" ]; then
     eval "$environment"
