@@ -10,77 +10,16 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from support.emulated import (
-    COPIES,
-    ORDERS,
-    Array,
-    Copies,
-    Emulated,
-    Fault,
-    Flavour,
-    Order,
-    from_bfloat16,
-    to_bfloat16,
-)
+from support.emulated import COPIES, ORDERS, Copies, Emulated, Fault, Flavour, Order
+from support.planted_bugs import cases, numbers
 
-BUGS = Path(__file__).resolve().parents[2] / "support" / "planted.h"
 ALL_RUNS: tuple[tuple[Order, Copies], ...] = tuple(itertools.product(ORDERS, COPIES))
 IN_ANY_ORDER: tuple[tuple[Order, Copies], ...] = (("up", "lazy"), ("down", "eager"))
 LAZY = tuple(run for run in ALL_RUNS if run[1] == "lazy")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One op: what goes in, and the arrays that must come out."""
-
-    arrays: dict[str, Array]
-    wanted: dict[str, Array]
-
-
-@cache
-def cases() -> dict[str, Case]:
-    random = np.random.default_rng(7)
-
-    def normal(*shape: int) -> Array:
-        return random.normal(size=shape).astype(np.float32)
-
-    rows, columns, streamed, phases, warps = (
-        normal(2, 256),
-        normal(3, 64),
-        normal(5, 256),
-        normal(96),
-        normal(128),
-    )
-    a, b = to_bfloat16(normal(16, 16)), to_bfloat16(normal(8, 16))
-    none = np.zeros(1, np.uint32)
-    return {
-        "sum_rows": Case(
-            {"x": rows, "count": none},
-            {"sums": rows.sum(1), "count": np.array([2], np.uint32)},
-        ),
-        "sum_columns": Case({"x": columns, "ticket": none}, {"out": columns.sum(0)}),
-        "stream_rows": Case({"x": streamed}, {"out": streamed.sum(0)[::-1]}),
-        "two_phases": Case({"x": phases, "counter": none}, {"out": phases[::-1] ** 2}),
-        "rotate_warp": Case(
-            {"x": warps}, {"out": np.roll(warps.reshape(-1, 32), -1, 1).reshape(-1)}
-        ),
-        "multiply": Case({"a": a, "b": b}, {"d": from_bfloat16(a) @ from_bfloat16(b).T}),
-    }
-
-
-@cache
-def numbers() -> dict[str, int]:
-    """The enumerators of planted.h."""
-    text = BUGS.read_text()
-    body = text[text.index("enum class Bug") : text.index("};")]
-    return {name: i for i, name in enumerate(re.findall(r"^  ([A-Z_]+),$", body, re.MULTILINE))}
 
 
 def verdict(op: str, bug: str, flavour: Flavour, order: Order, copies: Copies) -> str | None:
