@@ -39,7 +39,7 @@ void sum_rows_kernel(const float* x, float* sums, unsigned* count, Bug bug) {
   }
   if (t == 0) {
     float total = warps[0] + warps[1];
-    if (bug == Bug::SHARED_READ_PAST_END) total += 0 * warps[2];
+    if (bug == Bug::SHARED_READ_PAST_END) total += 0 * warps[block_size() / LANES];
     sums[row] = total;
   }
   if (bug == Bug::GLOBAL_WRITE_PAST_END && t == 1) sums[row + 1] = 0;
