@@ -294,8 +294,8 @@ def test_a_rollout_that_somebody_else_began_is_undone(
     before = pods()
     cluster.run("rollout", "restart", "deployment/m")
     eventually(lambda: cluster.messages("Repaired"), interval_s=0.2)
-    words = "kubectl.kubernetes.io/restartedAt set by kubectl-rollout"
-    assert all(words in message for message in cluster.messages("Repaired"))
+    (message,) = cluster.messages("Repaired")
+    assert "kubectl.kubernetes.io/restartedAt set by kubectl-rollout" in message
     # The new ReplicaSet, if there ever was one, is scaled away again; no pod was replaced.
     eventually(lambda: replica_sets() in ([2], [0, 2]), interval_s=0.2)
     eventually(lambda: pods() == before, interval_s=0.2)
