@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from servewright_operator import kinds, names
+from servewright_operator.objects import Object
 from support.apiserver import ApiServer
 from support.objects import Refused
 from support.operator_process import OperatorProcess, operator_process
@@ -53,6 +54,35 @@ def serve(place: Place, operator: OperatorProcess, **spec: Any) -> None:
     eventually(lambda: counted(place) == FULL, interval_s=0.1)
     eventually(place.status, interval_s=0.1)
     quiet(place, operator)
+
+
+def waits_for_a_secret(place: Place, template: Object) -> Object:
+    """A pod as the kubelet leaves one whose Secret is not there."""
+    owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "m-1", "uid": "0"}
+    metadata = {
+        "name": "m-1-1",
+        "namespace": place.namespace,
+        "labels": template["metadata"]["labels"],
+        "ownerReferences": [{**owner, "controller": True}],
+    }
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+    made = place.objects.request("POST", kinds.POD.path(place.namespace), body=pod)
+    message = 'secret "m-probe" not found'
+    container = {
+        "name": names.REPLICA_CONTAINER,
+        "image": "x",
+        "imageID": "",
+        "ready": False,
+        "restartCount": 0,
+        "state": {"waiting": {"reason": "CreateContainerConfigError", "message": message}},
+    }
+    place.objects.request(
+        "PATCH",
+        kinds.POD.path(place.namespace, "m-1-1") + "/status",
+        body={"status": {"phase": "Pending", "containerStatuses": [container]}},
+        content_type="application/merge-patch+json",
+    )
+    return {**made, "apiVersion": "v1", "kind": "Pod"}
 
 
 def quiet(place: Place, operator: OperatorProcess) -> None:
@@ -144,19 +174,21 @@ def test_deleted_children_come_back_each_with_one_event(
     place: Place, operator: OperatorProcess
 ) -> None:
     serve(place, operator)
-    # The made Secrets are looked after less often: tests/fake/operator/test_secrets.py.
-    before = {which: one for which, one in place.children().items() if which[0] != "Secret"}
+    before = place.children()
     for child in before.values():
         place.objects.delete(child)
+    # Secrets cannot be watched: somebody has to miss one.
+    waiting = waits_for_a_secret(place, before["Deployment", "m"]["spec"]["template"])
 
     def are_back() -> bool:
         after = place.children()
-        return after.keys() >= before.keys() and all(
+        return after.keys() == before.keys() and all(
             after[which]["metadata"]["uid"] != child["metadata"]["uid"]
             for which, child in before.items()
         )
 
     eventually(are_back, interval_s=0.1)
+    place.objects.delete(waiting)
     quiet(place, operator)
     wanted = sorted(f"{kind} {name} was deleted; it is made again." for kind, name in before)
     assert sorted(place.events("Repaired")) == wanted
