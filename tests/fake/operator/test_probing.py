@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
-import json
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,135 +15,19 @@ import pytest
 from aiohttp import web
 
 from servewright_operator.calling import call
-from servewright_operator.names import Key
-from servewright_operator.objects import Probe, ProbeRecord
-from servewright_operator.probing import Prober
-
-KEY = Key("default", "mine")
-WAIT_S = 20.0
-SECRET = "the-operators-key"  # noqa: S105
-REVISION = "aaaaaaaaaa"
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-@dataclass
-class Replica:
-    """A server that counts and keeps what it was asked."""
-
-    answer: Handler
-    url: str = ""
-    asked: list[dict[str, Any]] = field(default_factory=list)
-    keys: list[str | None] = field(default_factory=list)
-    peers: set[Any] = field(default_factory=set)
-    states: int = 0
-    state: dict[str, Any] | None = None
-
-    async def completions(self, request: web.Request) -> web.StreamResponse:
-        self.asked.append(await request.json())
-        self.keys.append(request.headers.get("authorization"))
-        assert request.transport is not None
-        self.peers.add(request.transport.get_extra_info("peername"))
-        return await self.answer(request)
-
-    async def tell_state(self, _: web.Request) -> web.Response:
-        self.states += 1
-        if self.state is None:
-            return web.Response(status=503)
-        return web.json_response(self.state)
-
-
-@contextlib.asynccontextmanager
-async def replica(answer: Handler) -> AsyncIterator[Replica]:
-    """On a free port of loopback."""
-    made = Replica(answer)
-    app = web.Application()
-    app.router.add_post("/v1/completions", made.completions)
-    app.router.add_get("/state", made.tell_state)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    made.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    try:
-        yield made
-    finally:
-        await runner.cleanup()
-
-
-def says(
-    text: str = " Paris.",
-    *,
-    status: int = 200,
-    revision: str | None = REVISION,
-    body: bytes | None = None,
-) -> Handler:
-    async def answer(_: web.Request) -> web.Response:
-        headers = {} if revision is None else {"x-servewright-revision": revision}
-        content = {"choices": [{"text": text}]} if status == 200 else {"error": {"message": text}}
-        return web.Response(
-            status=status,
-            headers=headers,
-            body=json.dumps(content).encode() if body is None else body,
-        )
-
-    return answer
-
-
-async def hangs(_: web.Request) -> web.StreamResponse:
-    await asyncio.Event().wait()
-    raise AssertionError
-
-
-def probe_of(url: str, **changes: Any) -> Probe:
-    plain = Probe(
-        url=url,
-        key=None,
-        model="mine",
-        prompt="The capital of France is",
-        expect="Paris",
-        timeout_s=5.0,
-        interval_s=3600.0,
-        revision=REVISION,
-    )
-    return replace(plain, **changes)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(WAIT_S):
-        while not condition():  # noqa: ASYNC110 - it is true of what no event tells
-            await asyncio.sleep(0.002)
-
-
-@dataclass
-class Heard:
-    """A prober, and how often it called back."""
-
-    prober: Prober
-    changes: list[Key]
-
-    @property
-    def record(self) -> ProbeRecord:
-        record = self.prober.record(KEY)
-        assert record is not None
-        return record
-
-    async def answered(self, failures: int = 0) -> ProbeRecord:
-        """The record once it is there, after so many failures."""
-
-        def is_there() -> bool:
-            record = self.prober.record(KEY)
-            return record is not None and record.failures >= failures
-
-        await until(is_there)
-        return self.record
-
-
-@contextlib.asynccontextmanager
-async def probing(**options: Any) -> AsyncIterator[Heard]:
-    changes: list[Key] = []
-    async with Prober(changes.append, **{"retry_s": 0.01, **options}) as prober:
-        yield Heard(prober, changes)
+from support.probed import (
+    KEY,
+    REVISION,
+    SECRET,
+    WAIT_S,
+    Handler,
+    hangs,
+    probe_of,
+    probing,
+    replica,
+    says,
+    until,
+)
 
 
 async def test_a_good_answer_succeeds_and_is_told_once() -> None:
@@ -417,27 +298,6 @@ async def test_another_question_forgets_the_answer_and_another_interval_does_not
         assert heard.prober.states(KEY) == {}
 
 
-async def test_calls_are_bounded() -> None:
-    at_once = most = 0
-    let_go = asyncio.Event()
-
-    async def answer(request: web.Request) -> web.StreamResponse:
-        nonlocal at_once, most
-        at_once += 1
-        most = max(most, at_once)
-        await let_go.wait()
-        at_once -= 1
-        return await says()(request)
-
-    async with replica(answer) as server, probing(places=3) as heard:
-        for number in range(10):
-            heard.prober.tell(Key("default", f"m{number}"), probe_of(server.url), {})
-        await until(lambda: at_once == 3)
-        let_go.set()
-        await until(lambda: len(heard.changes) == 10)
-    assert most == 3
-
-
 async def test_a_state_is_asked_until_the_pod_is_ready() -> None:
     async with replica(says()) as server, probing() as heard:
         wish = {"uid-1": f"{server.url}/state"}
@@ -476,39 +336,6 @@ async def test_leaving_stops_what_is_under_way() -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
         assert not [task for task in others if "_keep_asking" in repr(task)]
         assert (len(server.asked), heard.changes) == (asked, changes)
-
-
-async def test_300_that_hang_in_one_namespace_delay_no_call_in_another() -> None:
-    """Whatever they hang for: a place is their namespace's own."""
-    async with replica(hangs) as mute, replica(says()) as server, probing(hold_s=WAIT_S) as heard:
-        for number in range(300):
-            probe = probe_of(mute.url, timeout_s=3600.0)
-            heard.prober.tell(Key("theirs", f"m{number}"), probe, {f"uid-{number}": mute.url})
-        await until(lambda: len(mute.asked) >= 60)
-        before = len(mute.asked)
-        heard.prober.tell(KEY, probe_of(server.url), {"uid": f"{server.url}/state"})
-        await heard.answered()
-        assert len(server.asked) == 1
-        assert before <= len(mute.asked) <= 64
-
-
-async def test_calls_that_hang_delay_those_of_their_own_namespace_for_a_while_only() -> None:
-    hold_s = 0.2
-    async with (
-        replica(hangs) as mute,
-        replica(says()) as server,
-        probing(places=4, hold_s=hold_s) as heard,
-    ):
-        for number in range(20):
-            probe = probe_of(mute.url, timeout_s=3600.0)
-            heard.prober.tell(Key("default", f"m{number}"), probe, {})
-        await until(lambda: len(mute.asked) == 4)
-        started = asyncio.get_running_loop().time()
-        heard.prober.tell(KEY, probe_of(server.url), {})
-        await heard.answered()
-        waited_s = asyncio.get_running_loop().time() - started
-        assert len(mute.asked) == 20  # first come, first served; none was given up
-    assert waited_s >= 4 * hold_s  # the four places were taken five times before its turn
 
 
 @pytest.mark.parametrize("status", [401, 403])
