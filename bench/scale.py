@@ -197,6 +197,8 @@ async def measure_operator(client: Client, namespace: str, found: Found, log: Pa
         found.operator_s = time.monotonic() - started
         print(f"operator: {found.operator_s:.1f} s", file=sys.stderr)
         found.operator_cpu_s = operator.cpu_s() - cpu_s
+        await operator.until(lambda metrics: not _events(metrics))
+        found.events_s = time.monotonic() - started
         found.operator_writes = await operator.writes()
         found.wrong = await wrong_statuses(client, namespace, found.services)
         await measure_edits(client, namespace, found)
@@ -294,6 +296,10 @@ def _available(metrics: dict[str, Any]) -> float:
     by_condition = metrics.get("servewright_operator_modelservices", {})
     wanted = (("condition", "Available"), ("status", "True"))
     return float(by_condition.get(wanted, 0))
+
+
+def _events(metrics: dict[str, Any]) -> float:
+    return float(sum(metrics.get("servewright_operator_events_waiting", {}).values()))
 
 
 def _passes(metrics: dict[str, Any]) -> float:

@@ -16,6 +16,7 @@ class Found:
     operator_s: float = 0.0
     operator_writes: dict[str, int] = field(default_factory=dict)
     operator_cpu_s: float = 0.0
+    events_s: float = 0.0  # until every Event was posted too
     rss_mb: float = 0.0
     restart_s: float = 0.0
     restart_writes: dict[str, int] = field(default_factory=dict)
@@ -54,6 +55,7 @@ def render(found: Found, result: dict[str, Any]) -> str:
         Row(f"bare client: {count:,} applied", f"{found.bare_s:.1f} s"),
         Row(f"operator: {count:,} applied, every status right", f"{found.operator_s:.1f} s"),
         Row("the operator's time in the bare client's", f"{ratio:.2f}", "<= 1.3", ratio <= 1.3),
+        Row("the same until every Event is posted too", f"{found.events_s:.1f} s"),
         Row("writes of the bare client, of the operator", f"{found.bare_writes:,}, {writes:,}"),
         Row("CPU time of the operator", f"{found.operator_cpu_s:.1f} s"),
         _memory("most memory of the operator", found.rss_mb),

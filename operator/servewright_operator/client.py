@@ -7,7 +7,6 @@ when the API server wants to be asked again, and who asked decides.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Self
@@ -16,6 +15,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import kopf
+import orjson
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
 from kubernetes.aio.config import (
@@ -255,7 +255,7 @@ class Client:
         return await self._json(verb, kind, path, query=query, body=body, content_type=_APPLY)
 
     async def _json(self, verb: str, kind: Kind, path: str, **request: Any) -> Object:
-        answer = json.loads(await self._request(verb, kind, path, **request))
+        answer = orjson.loads(await self._request(verb, kind, path, **request))
         assert isinstance(answer, dict)
         return answer
 
@@ -324,7 +324,7 @@ def _proxy(url: str) -> str | None:
 def _error(code: int, headers: Mapping[str, str], data: bytes) -> ApiError:
     """What a Status object says, or whatever else came."""
     try:
-        status = json.loads(data)
+        status = orjson.loads(data)
         reason, message = str(status.get("reason") or "Unknown"), str(status["message"])
     except (ValueError, KeyError, TypeError, AttributeError):
         reason, message = "Unknown", data[:200].decode(errors="replace")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from servewright_operator import kinds, names
+from servewright_operator import kinds, metrics, names
 from servewright_operator.client import ApiError, Client
 from servewright_operator.objects import Note, Object
 
@@ -15,25 +16,46 @@ log = logging.getLogger(__name__)
 
 REPEAT_AFTER_S = 600.0  # the same is not told again for so long
 _REMEMBERED = 5_000
+WAITING = 2_000  # some 2 MB; a cluster that changes as a whole has one for each ModelService
 _MAX_MESSAGE = 1024  # of the API server
 
 
 class Events:
-    """Posts Events, each once; an Event that cannot be posted is no reason to stop."""
+    """Tells Events, each once. `post` posts them one by one beside the passes, which never wait for
+    it: an Event that cannot be posted, or one too many, is no reason to stop."""
 
     def __init__(self, client: Client, identity: str, clock: Callable[[], float]) -> None:
         self._client, self._identity, self._clock = client, identity, clock
         self._told: dict[tuple[str, str, str], float] = {}  # when, by uid, reason and message
+        self._waiting: asyncio.Queue[Object] = asyncio.Queue(WAITING)
+        metrics.EVENTS_WAITING.set_function(self._waiting.qsize)
 
-    async def post(self, service: Object, notes: Sequence[Note]) -> None:
-        """Post what was not posted lately."""
+    def tell(self, service: Object, notes: Sequence[Note]) -> None:
+        """Have what was not told lately posted."""
         for note in notes:
             if not self._is_new(service["metadata"]["uid"], note):
                 continue
             try:
-                await self._client.create(self._event(service, note))
+                self._waiting.put_nowait(self._event(service, note))
+            except asyncio.QueueFull:
+                metrics.EVENTS_DROPPED.inc()
+                log.warning("too many events wait; one is left out", extra={"why": note.reason})
+
+    async def post(self) -> None:
+        """Post what is told, for ever."""
+        while True:
+            event = await self._waiting.get()
+            try:
+                await self._client.create(event)
             except ApiError as error:
+                metrics.EVENTS_DROPPED.inc()
                 log.warning("could not post an event", extra={"error": str(error)})
+            finally:
+                self._waiting.task_done()
+
+    async def posted(self) -> None:
+        """Wait until all that was told is posted, or could not be."""
+        await self._waiting.join()
 
     def _is_new(self, uid: str, note: Note) -> bool:
         what = (uid, note.reason, note.message)

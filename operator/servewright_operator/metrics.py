@@ -64,6 +64,16 @@ QUEUE_SECONDS = Histogram(
     buckets=_SECONDS,
     registry=REGISTRY,
 )
+EVENTS_WAITING = Gauge(
+    "servewright_operator_events_waiting",
+    "Events that are still to be posted.",
+    registry=REGISTRY,
+)
+EVENTS_DROPPED = Counter(
+    "servewright_operator_events_dropped",
+    "Events left out because too many waited, or that the API server did not take.",
+    registry=REGISTRY,
+)
 REPAIRS = Counter(
     "servewright_operator_repairs",
     "Children applied anew because somebody had edited or deleted them.",

@@ -178,7 +178,7 @@ class Reconciler:
         return outcome
 
     async def _tell(self, key: Key, service: Object, plan: Plan, outcome: Outcome) -> bool:
-        """Write status if it differs, then post Events: whether status was written.
+        """Write status if it differs, then tell Events: whether status was written.
 
         What was decided before children were written is told by the next pass, which comes
         soon: by then they have something to tell as well, and one write says it all.
@@ -194,7 +194,7 @@ class Reconciler:
             if is_wish(service, self._store.service(key) or {}):
                 # The answer held a change that no watch has told of yet, or ever will as news.
                 self._queue.add(key)
-        await self._events.post(service, notes if is_early else [*notes, *plan.notes])
+        self._events.tell(service, notes if is_early else [*notes, *plan.notes])
         return is_new
 
     async def _write_status(self, service: Object, status: Object) -> Object:
@@ -203,7 +203,7 @@ class Reconciler:
         except ApiError as error:
             if error.reason == Reason.OLD_CRD:
                 note = Note("Warning", Reason.OLD_CRD, error.message)
-                await self._events.post(service, [note])
+                self._events.tell(service, [note])
             raise
         self._has_complained = False
         return written

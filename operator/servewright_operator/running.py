@@ -104,13 +104,14 @@ class Operator:
             client.may_write = lease.is_held
             prober = await stack.enter_async_context(Prober(queue.add))
             observer = Observer(client, store, prober.record, prober.states)
+            events = Events(client, settings.identity, clock)
             reconciler = Reconciler(
                 client=client,
                 store=store,
                 queue=queue,
                 observer=observer,
                 applier=Applier(client, clock),
-                events=Events(client, settings.identity, clock),
+                events=events,
                 prober=prober,
                 pods=settings.pods,
             )
@@ -137,6 +138,7 @@ class Operator:
             kopf_settings = handlers.settings(watched)
             await _race(
                 *(reconciler.work() for _ in range(settings.workers)),
+                events.post(),
                 resync.forever(),
                 resync.after_relists(),
                 self._watch(client, watched, kopf_settings, resync),
