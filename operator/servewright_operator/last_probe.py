@@ -15,8 +15,9 @@ from servewright_operator.objects import Object, Observed, ProbeRecord
 from servewright_operator.reading import condition, moment, stamp, text
 from servewright_operator.reasons import Condition, Reason
 
-# One lost call is no failure yet; it is repeated at once.
-FAILURES = 2
+# What is said once is no news yet, of failures as of calls that could not be made: it is repeated
+# soon. So what changes at every call is not written at every call.
+REPEATS = 2
 # Answers to a key that is not, or no longer, the one that the replicas know.
 KEY_REFUSED = frozenset({"Http401", "Http403"})
 # How old the last success in status may get, so that its age tells how fresh Ready is.
@@ -39,7 +40,7 @@ def told(stored: Object, record: ProbeRecord | None) -> Object:
 
     Its time is that of the call; of a failure, of the first call that failed so.
     """
-    if record is None or (record.result == "Failed" and record.failures < FAILURES):
+    if record is None or not counts(record):
         return stored
     new = {
         "time": stamp(record.time),
@@ -53,7 +54,15 @@ def told(stored: Object, record: ProbeRecord | None) -> Object:
     if record.result == "Succeeded":
         is_old = time is None or record.time - time >= REWRITTEN_AFTER
         return new if is_old or _differ(stored, new, "result", "revision") else stored
-    return new if _differ(stored, new, "result", "revision", "reason") else stored
+    is_other = _differ(stored, new, "reason") and record.repeats >= REPEATS
+    return new if is_other or _differ(stored, new, "result", "revision") else stored
+
+
+def counts(record: ProbeRecord) -> bool:
+    """Whether it is news: a failure or an Unknown has been repeated."""
+    if record.result == "Failed":
+        return record.failures >= REPEATS
+    return record.result == "Succeeded" or record.repeats >= REPEATS
 
 
 def _differ(stored: Object, new: Object, *parts: str) -> bool:
@@ -70,10 +79,10 @@ def probed(
     record = observed.probe
     if record is None:
         return _remembered(observed.service, last, revision, lifetime, now)
-    if record.result == "Failed" and record.failures >= FAILURES:
-        return Probed("False", Reason.PROBE_FAILED, f"{last['reason']}: {last['message']}")
-    if record.result == "Unknown":
+    if record.result == "Unknown" and counts(record):
         return Probed("Unknown", Reason.PROBE_PENDING, f"{last['reason']}: {last['message']}")
+    if record.failures >= REPEATS:
+        return Probed("False", Reason.PROBE_FAILED, f"{last['reason']}: {last['message']}")
     answered_at = record.time if record.result == "Succeeded" else record.succeeded_at
     if answered_at is None or (record.result == "Succeeded" and record.revision != revision):
         return _pending(revision)

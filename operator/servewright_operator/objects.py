@@ -102,7 +102,8 @@ class ProbeRecord:
     result: Literal["Succeeded", "Failed", "Unknown"]
     reason: str  # CamelCase
     message: str
-    failures: int  # in a row, this one included
+    failures: int  # since the last success, or since Unknown was repeated
+    repeats: int  # of this result and reason in a row, this one included
     succeeded_at: datetime | None  # the last success for this revision
 
 

@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 import aiohttp
 
 from servewright_operator import calling
-from servewright_operator.last_probe import FAILURES, KEY_REFUSED
+from servewright_operator.last_probe import KEY_REFUSED, REPEATS, counts
 from servewright_operator.names import Key
 from servewright_operator.objects import Object, Probe, ProbeRecord
 
@@ -45,6 +45,7 @@ class _Followed:
     probe: Probe | None = None
     asking: asyncio.Task[None] | None = None
     record: ProbeRecord | None = None
+    shown: tuple[str, ...] = ()  # what the last pass that was asked for had to hear
     states: dict[str, Object] = field(default_factory=dict)  # by pod uid
     asking_state: dict[str, asyncio.Task[None]] = field(default_factory=dict)
 
@@ -100,7 +101,7 @@ class Prober:
             if followed.asking is not None:
                 followed.asking.cancel()
             if _subject(probe) != _subject(followed.probe):
-                followed.record = None
+                followed.record, followed.shown = None, ()
             followed.probe = probe
             followed.asking = None
             if probe is not None:
@@ -130,10 +131,11 @@ class Prober:
                 started = self._clock()
                 answer = await calling.call(self._calls, probe)
                 latency_s = self._clock() - started
-            before = followed.record
-            record = self._record(probe, answer, latency_s, before)
+            record = self._record(probe, answer, latency_s, followed.record)
             followed.record = record
-            if _shown(record) != _shown(before):
+            shown = _shown(record)
+            if shown is not None and shown != followed.shown:
+                followed.shown = shown
                 log.info(
                     "probe", extra={"key": str(key), "result": record.result, "why": record.message}
                 )
@@ -143,18 +145,24 @@ class Prober:
     def _pause_s(self, probe: Probe, record: ProbeRecord) -> float:
         if record.result == "Succeeded":
             return probe.interval_s
-        return min(self._retry_s * 2.0 ** min(max(record.failures - 1, 0), 12), probe.interval_s)
+        times = min(max(record.failures, record.repeats) - 1, 12)
+        return min(self._retry_s * 2.0**times, probe.interval_s)
 
     def _record(
         self, probe: Probe, answer: calling.Answer, latency_s: float, before: ProbeRecord | None
     ) -> ProbeRecord:
         failures = 0 if before is None else before.failures
         succeeded_at = None if before is None else before.succeeded_at
+        repeats = 1
+        if before is not None and (before.result, before.reason) == (answer.result, answer.reason):
+            repeats += before.repeats
         now = self._now()
         if answer.result == "Succeeded":
             failures, succeeded_at = 0, now
         elif answer.result == "Failed":
             failures += 1
+        elif repeats >= REPEATS:
+            failures = 0
         return ProbeRecord(
             time=now,
             revision=answer.revision or probe.revision,
@@ -163,6 +171,7 @@ class Prober:
             reason=answer.reason,
             message=answer.message,
             failures=failures,
+            repeats=repeats,
             succeeded_at=succeeded_at,
         )
 
@@ -215,14 +224,15 @@ def _subject(probe: Probe | None) -> tuple[object, ...] | None:
     return (probe.url, probe.model, probe.prompt, probe.expect, probe.revision)
 
 
-def _shown(record: ProbeRecord | None) -> tuple[str, ...]:
-    """What a pass has to hear of in a record: what status shows, its times apart, and more."""
-    if record is None:
-        return ()
-    if record.reason in KEY_REFUSED and record.failures < FAILURES:
+def _shown(record: ProbeRecord) -> tuple[str, ...] | None:
+    """What a pass has to hear of in a record: what status shows, its times apart, and more. None:
+    nothing yet."""
+    if record.reason in KEY_REFUSED and record.failures < REPEATS:
         return (record.reason,)  # a pass looks whether the key is another one by now
-    if record.result == "Failed" and record.failures < FAILURES:
-        return ("Succeeded",) if record.succeeded_at else ()
+    if not counts(record):
+        return None
     if record.result == "Succeeded":
         return ("Succeeded",)
+    if record.repeats < REPEATS:
+        return (record.result, record.revision)
     return (record.result, record.reason, record.revision)

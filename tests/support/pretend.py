@@ -235,6 +235,7 @@ class Pretend:
             reason="Answered" if is_good else "TimedOut",
             message="It answered as it should." if is_good else "No answer came within 60 s.",
             failures=0 if is_good else (before.failures if before else 0) + 1,
+            repeats=1,
             succeeded_at=self.now if is_good else (before.succeeded_at if before else None),
         )
 

@@ -240,6 +240,16 @@ async def test_one_failure_is_not_told_and_two_are() -> None:
     assert seen[:5] == [(0, 0), (1, 1), (2, 1), (3, 1), (4, 1)]
 
 
+async def test_failures_that_differ_at_every_call_are_told_once() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return await says(status=500 + len(server.asked) % 2)(request)
+
+    async with replica(answer) as server, probing() as heard:
+        heard.prober.tell(KEY, probe_of(server.url, interval_s=0.01), {})
+        record = await heard.answered(8)
+    assert (record.result, record.repeats, heard.changes) == ("Failed", 1, [KEY])
+
+
 async def test_a_failure_is_repeated_soon_and_then_ever_later() -> None:
     pauses = []
     async with replica(says(status=500)) as server, probing(jitter=lambda: 0.5) as heard:

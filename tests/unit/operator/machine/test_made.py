@@ -30,6 +30,7 @@ def record(reason: str) -> ProbeRecord:
         reason=reason,
         message="",
         failures=1,
+        repeats=1,
         succeeded_at=None,
     )
 

@@ -43,12 +43,42 @@ def test_an_answer_of_another_revision_fails_ready() -> None:
     assert world.status["lastProbe"]["revision"] == "other"
 
 
-def test_a_call_that_the_operator_cannot_make_makes_ready_unknown() -> None:
+def test_calls_that_the_operator_cannot_make_make_ready_unknown() -> None:
     world = settled()
-    world.record = record(world, result="Unknown", reason="NotAsked", message="Network is down.")
+    good = copy.deepcopy(world.status)
+    once = record(world, result="Unknown", reason="NotAsked", message="Network is down.")
+    world.record = once
+    world.reconcile()
+    assert world.status == good
+    world.record = replace(once, repeats=2)
     world.reconcile()
     assert (world.truth("Ready"), world.reason("Ready")) == ("Unknown", "ProbePending")
     assert world.message("Ready") == "NotAsked: Network is down."
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param({"result": "Unknown", "reason": "NotAsked"}, id="what could not be asked"),
+        pytest.param({"reason": "Http503", "failures": 4}, id="another failure"),
+    ],
+)
+def test_what_differs_at_every_call_is_not_written_at_every_call(other: dict[str, object]) -> None:
+    world = settled()
+    failed = record(world, result="Failed", reason="TimedOut", failures=3)
+    world.record = failed
+    world.reconcile()
+    writes, told = world.status_writes, copy.deepcopy(world.status)
+    for _ in range(3):
+        for changes in (other, {}):
+            world.now += timedelta(seconds=2)
+            world.record = replace(failed, time=world.now, **changes)  # type: ignore[arg-type]
+            world.reconcile()
+    assert (world.status_writes, world.status) == (writes, told)
+    world.record = replace(failed, time=world.now, repeats=2, **other)  # type: ignore[arg-type]
+    world.reconcile()
+    assert world.status["lastProbe"]["reason"] == other["reason"]
+    assert world.status_writes == writes + 1
 
 
 def test_an_old_answer_makes_ready_unknown_and_says_so() -> None:
