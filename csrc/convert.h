@@ -1,17 +1,16 @@
-// What crosses between Python and the runner: LlamaConfig, StepBatch and StepResult of
-// models/runner.py. Everything Python passes is checked on this way, before the GIL is released.
+// What crosses between Python and the runner. Everything Python passes is checked on this way,
+// before the GIL is released.
 #pragma once
 #include <pybind11/pybind11.h>
 
 #include <memory>
 #include <string>
 
-#include "arrays.h"
 #include "model/runner.h"
+#include "records.h"
 
 namespace servewright {
 
-Config read_config(const py::object& config);
 std::unique_ptr<Runner> make_runner(const py::object& config, int num_blocks, int threads,
                                     const std::string& variant);
 void load_rows(Runner& runner, const std::string& name, const std::string& type,

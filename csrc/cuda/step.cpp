@@ -18,9 +18,21 @@ bool is_whole(const PackedMatrix& w, int rows, int cols) {
          cols % (w.type == Weight::BF16 ? 8 : 32) == 0;
 }
 
+// Parts end where heads end, so where a tile of rows does.
+bool is_whole_qkv(const LlamaModel& m, const LlamaLayer& layer) {
+  int rows = 0;
+  for (const PackedMatrix& part : layer.qkv) {
+    if (part.rows == 0) continue;
+    if (!is_whole(part, part.rows, m.hidden) || part.rows < 0 || part.rows % m.head_dim)
+      return false;
+    rows += part.rows;
+  }
+  return rows == qkv_width(m);
+}
+
 const char* unfit(const LlamaModel& m, const LlamaLayer& layer) {
   const int q = m.heads * m.head_dim;
-  if (!is_whole(layer.qkv, qkv_width(m), m.hidden) || !is_whole(layer.o, m.hidden, q) ||
+  if (!is_whole_qkv(m, layer) || !is_whole(layer.o, m.hidden, q) ||
       !is_whole(layer.gate, m.ffn, m.hidden) || !is_whole(layer.up, m.ffn, m.hidden) ||
       !is_whole(layer.down, m.hidden, m.ffn))
     return "a layer's matrix is missing, has another shape, is not aligned to 16 bytes, or its "
@@ -62,6 +74,13 @@ const char* unfit(const LlamaModel& m) {
   for (int i = 0; i < m.layer_count; ++i)
     if (const char* why = unfit(m, m.layers[i])) return why;
   return nullptr;
+}
+
+int launch_count(const LlamaModel& m) {
+  int count = 3 + 4 * m.layer_count;
+  for (int i = 0; i < m.layer_count; ++i)
+    for (const PackedMatrix& part : m.layers[i].qkv) count += part.rows > 0;
+  return count;
 }
 
 void fill_rope(const Rope& rope, int head_dim, int positions, float* cosines, float* sines) {
@@ -138,8 +157,13 @@ int decode_step(const LlamaModel& m, const StepPlan& plan, const StepBatch& batc
   for (int i = 0; i < m.layer_count && !status; ++i) {
     const LlamaLayer& layer = m.layers[i];
     attend.pool = pool + i * plan.page_elements * plan.pages;
-    status = project_normed(layer.qkv, normed(layer.attention_norm), floats(plan.qkv), qkv_width(m),
-                            tokens, stream, plan.tiling);
+    float* qkv = floats(plan.qkv);
+    for (const PackedMatrix& part : layer.qkv) {
+      if (status || part.rows == 0) continue;
+      status = project_normed(part, normed(layer.attention_norm), qkv, qkv_width(m), tokens, stream,
+                              plan.tiling);
+      qkv += part.rows;
+    }
     if (!status) status = attention(attend, tokens, stream);
     if (!status) status = project_residual(layer.o, attend.out, x, tokens, stream, plan.tiling);
     if (!status)

@@ -6,6 +6,7 @@
 //   logits = Whead norm(x);  token = sample(logits)
 //
 // Launches  5 a layer (QKV, attention, O, gate and up, down), and 3: embedding, head, sampling.
+//           One or two more in a layer whose Q, K and V have different weight types.
 // Capture   a step neither allocates nor synchronises nor looks at device memory. Grids, pointers
 // and
 //           arguments follow from model, plan and batch, all of which stay the same from step to
@@ -28,9 +29,10 @@
 namespace servewright::cuda {
 
 struct LlamaLayer {
-  PackedMatrix
-      qkv;         // [(heads + 2 kv_heads) head_dim, hidden]: q, k, v, packed one behind the other
-  PackedMatrix o;  // [hidden, heads head_dim]
+  // [(heads + 2 kv_heads) head_dim, hidden]: q, k, v, packed one behind the other where they have
+  // one type. Of several types: parts of it from the top down. Unused ones have no rows.
+  PackedMatrix qkv[3];
+  PackedMatrix o;               // [hidden, heads head_dim]
   PackedMatrix gate, up;        // [ffn, hidden], of one type
   PackedMatrix down;            // [hidden, ffn]
   const float* attention_norm;  // [hidden]
@@ -62,6 +64,8 @@ struct LlamaModel {
 
 // Why the kernels cannot run the model, one sentence; null if they can.
 const char* unfit(const LlamaModel& model);
+
+int launch_count(const LlamaModel& model);  // of a step
 
 // The table of one position and the next: `positions` rows of head_dim / 2, in host memory.
 void fill_rope(const Rope& rope, int head_dim, int positions, float* cosines, float* sines);

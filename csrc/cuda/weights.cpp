@@ -1,105 +1,184 @@
 #include "weights.h"
 
+#include <algorithm>
 #include <cstring>
+#include <system_error>
+#include <thread>
+#include <vector>
 
 namespace servewright::cuda {
 namespace {
 
-struct Shape {
-  int blocks, bytes, pieces, scales;
-};
+// A thread starts in 50 to 100 us, in which another packs some 200 KB.
+constexpr size_t LEAST_SHARE = 1 << 20;
+
+constexpr int HALF_ROWS = TILE_ROWS / 2;
+
+constexpr int quant_bytes(Weight type) {
+  return type == Weight::Q8_0 ? BLOCK_COLS : BLOCK_COLS / 2;
+}
 
 template <Weight TYPE>
-constexpr Shape shape_of() {
-  return {Tile<TYPE>::BLOCKS, Tile<TYPE>::BYTES, Tile<TYPE>::PIECES, Tile<TYPE>::SCALES};
-}
+struct Source {
+  static constexpr int SCALE_BYTES = 2 * Tile<TYPE>::SCALES;
+  static constexpr int BLOCK_BYTES =
+      TYPE == Weight::BF16 ? 2 * BLOCK_COLS : SCALE_BYTES + quant_bytes(TYPE);
+};
 
-Shape shape(Weight type) {
+template <class F>
+auto with_type(Weight type, const F& f) {
   switch (type) {
     case Weight::Q8_0:
-      return shape_of<Weight::Q8_0>();
+      return f(std::integral_constant<Weight, Weight::Q8_0>());
     case Weight::Q4_0:
-      return shape_of<Weight::Q4_0>();
+      return f(std::integral_constant<Weight, Weight::Q4_0>());
     case Weight::Q4_1:
-      return shape_of<Weight::Q4_1>();
+      return f(std::integral_constant<Weight, Weight::Q4_1>());
     default:
-      return shape_of<Weight::BF16>();
+      return f(std::integral_constant<Weight, Weight::BF16>());
   }
 }
 
-int quant_bytes(Weight type) { return type == Weight::Q8_0 ? BLOCK_COLS : BLOCK_COLS / 2; }
 size_t divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
 
-// Where in `piece` lane (row % 8, t) of the tile begins.
-uint8_t* lane_of(uint8_t* piece, int row, int t, int lane_bytes = 16) {
-  return piece + lane_bytes * (row % 8 * 4 + t);
+template <class T>
+T load(const uint8_t* from) {
+  T value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
 }
 
-void pack_bf16(int row, int cols, const uint8_t* source, uint8_t* tile) {
-  for (int k = 0; k < cols; ++k) {
-    const int pair = k % 8 / 2, word = row / 8 + pair % 2 * 2;
-    uint8_t* lane = lane_of(tile + pair / 2 * PIECE_BYTES, row, k / 8);
-    std::memcpy(lane + 4 * word + k % 2 * 2, source + 2 * k, 2);
+template <class T>
+void store(uint8_t* to, T value) {
+  std::memcpy(to, &value, sizeof value);
+}
+
+// Columns 0, 2, 1, 3 of each word.
+uint64_t swap_middle(uint64_t w) {
+  return (w & 0xFF0000FFFF0000FF) | (w & 0x0000FF000000FF00) << 8 | (w >> 8 & 0x0000FF000000FF00);
+}
+
+// The low nibbles of 8 bytes, in the order 0, 2, 4, 6, 1, 3, 5, 7.
+uint32_t gather_nibbles(uint64_t w) {
+  w &= 0x0F0F0F0F0F0F0F0F;
+  w |= w >> 12;  // bytes 0, 1, 4, 5 now hold 0 2, 1 3, 4 6, 5 7
+  const auto low = static_cast<uint32_t>(w), high = static_cast<uint32_t>(w >> 32);
+  return (low & 0xFF) | (high & 0xFF) << 8 | (low & 0xFF00) << 8 | (high & 0xFF00) << 16;
+}
+
+// 32 columns (BF16: `cols`) of the rows g and g + 8 of a tile, `a` and `b`.
+template <Weight TYPE>
+void pack_block(const uint8_t* a, const uint8_t* b, int g, int block, int cols, uint8_t* tile) {
+  using T = Tile<TYPE>;
+  if constexpr (TYPE == Weight::BF16) {
+    for (int t = 0; 8 * t < cols; ++t) {
+      uint8_t* lane = tile + 16 * (4 * g + t);
+      for (int pair = 0; pair < 4; ++pair) {
+        uint8_t* to = lane + pair / 2 * PIECE_BYTES + pair % 2 * 8;
+        store(to, load<uint32_t>(a + 16 * t + 4 * pair));
+        store(to + 4, load<uint32_t>(b + 16 * t + 4 * pair));
+      }
+    }
+    return;
+  }
+  constexpr int SCALE_BYTES = Source<TYPE>::SCALE_BYTES;
+  uint8_t* scales = tile + T::PIECES * PIECE_BYTES + (g * T::BLOCKS + block) * 2 * SCALE_BYTES;
+  std::memcpy(scales, a, SCALE_BYTES);
+  std::memcpy(scales + SCALE_BYTES, b, SCALE_BYTES);
+  a += SCALE_BYTES;
+  b += SCALE_BYTES;
+  if constexpr (TYPE == Weight::Q8_0) {
+    uint8_t* lanes = tile + block * PIECE_BYTES + 64 * g;
+    for (int t = 0; t < 4; ++t) {
+      store(lanes + 16 * t, swap_middle(load<uint64_t>(a + 8 * t)));
+      store(lanes + 16 * t + 8, swap_middle(load<uint64_t>(b + 8 * t)));
+    }
+  } else {
+    uint8_t* lanes = tile + block * (PIECE_BYTES / 2) + 32 * g;
+    for (int t = 0; t < 4; ++t) {
+      const int from = t % 2 * 8, shift = t / 2 * 4;
+      store(lanes + 8 * t, gather_nibbles(load<uint64_t>(a + from) >> shift));
+      store(lanes + 8 * t + 4, gather_nibbles(load<uint64_t>(b + from) >> shift));
+    }
   }
 }
 
-void pack_q8(int row, int block, const uint8_t* quants, uint8_t* tile) {
-  for (int k = 0; k < BLOCK_COLS; ++k) {
-    const int word = row / 8 * 2 + k % 8 / 4, byte = k % 4 / 2 + k % 2 * 2;
-    lane_of(tile + block * PIECE_BYTES, row, k / 8)[4 * word + byte] = quants[k];
+// Row tiles [begin, end).
+template <Weight TYPE>
+void pack_tiles(int begin, int end, int rows, int cols, const uint8_t* source,
+                uint8_t* destination) {
+  using T = Tile<TYPE>;
+  constexpr size_t BLOCK_BYTES = Source<TYPE>::BLOCK_BYTES;
+  const size_t row_bytes = source_row_bytes(TYPE, cols);
+  const int column_tiles = static_cast<int>(divide_up(cols, T::COLS));
+  std::vector<uint8_t> zeros;  // the rows beyond the last
+  if (rows < end * TILE_ROWS) zeros.resize(row_bytes);
+  for (int row_tile = begin; row_tile < end; ++row_tile) {
+    const uint8_t* row[TILE_ROWS];
+    for (int i = 0; i < TILE_ROWS; ++i) {
+      const int r = row_tile * TILE_ROWS + i;
+      row[i] = r < rows ? source + r * row_bytes : zeros.data();
+    }
+    uint8_t* tile = destination + static_cast<size_t>(row_tile) * column_tiles * T::BYTES;
+    for (int column_tile = 0; column_tile < column_tiles; ++column_tile, tile += T::BYTES) {
+      const int first = column_tile * T::COLS;
+      if (first + T::COLS > cols) std::memset(tile, 0, T::BYTES);
+      for (int block = 0; block < T::BLOCKS; ++block) {
+        const int left = std::min(cols - first - block * BLOCK_COLS, BLOCK_COLS);
+        if (left <= 0) break;
+        const size_t at = (static_cast<size_t>(column_tile) * T::BLOCKS + block) * BLOCK_BYTES;
+        for (int g = 0; g < HALF_ROWS; ++g)
+          pack_block<TYPE>(row[g] + at, row[g + HALF_ROWS] + at, g, block, left, tile);
+      }
+    }
   }
 }
 
-void pack_q4(int row, int block, const uint8_t* quants, uint8_t* tile) {
-  for (int k = 0; k < BLOCK_COLS; ++k) {
-    const uint8_t q = k < 16 ? quants[k] & 15 : quants[k - 16] >> 4;
-    const int nibble = k % 8 / 2 + k % 2 * 4;
-    uint8_t* lane = lane_of(tile + block * PIECE_BYTES / 2, row, k / 8, 8);
-    lane[row / 8 * 4 + nibble / 2] |= static_cast<uint8_t>(q << (nibble % 2 * 4));
+// Runs work(begin, end) over [0, count) on this thread and others.
+template <class Work>
+void share(int count, int threads, const Work& work) {
+  std::vector<std::thread> others;
+  int begin = 0;
+  for (int i = 0; i + 1 < threads; ++i) {
+    const auto end = static_cast<int>(static_cast<int64_t>(count) * (i + 1) / threads);
+    try {
+      others.emplace_back(work, begin, end);
+    } catch (const std::system_error&) {
+      break;  // no more threads are given: what is left is this one's
+    }
+    begin = end;
   }
+  work(begin, count);
+  for (std::thread& other : others) other.join();
 }
 
 }  // namespace
 
 size_t source_row_bytes(Weight type, int cols) {
-  if (type == Weight::BF16) return size_t(cols) * 2;
-  return size_t(cols / BLOCK_COLS) * (2 * shape(type).scales + quant_bytes(type));
+  return with_type(type, [cols](auto t) {
+    constexpr Weight TYPE = decltype(t)::value;
+    if (TYPE == Weight::BF16) return static_cast<size_t>(cols) * 2;
+    return static_cast<size_t>(cols / BLOCK_COLS) * Source<TYPE>::BLOCK_BYTES;
+  });
 }
 
 size_t packed_bytes(Weight type, int rows, int cols) {
-  const Shape tile = shape(type);
-  return divide_up(rows, TILE_ROWS) * divide_up(cols, tile.blocks * BLOCK_COLS) * tile.bytes;
+  return with_type(type, [=](auto t) {
+    using T = Tile<decltype(t)::value>;
+    return divide_up(rows, TILE_ROWS) * divide_up(cols, T::COLS) * T::BYTES;
+  });
 }
 
-void pack_weights(Weight type, int rows, int cols, const uint8_t* source, uint8_t* destination) {
-  const Shape shape_ = shape(type);
-  const size_t column_tiles = divide_up(cols, shape_.blocks * BLOCK_COLS);
-  const size_t row_bytes = source_row_bytes(type, cols);
-  std::memset(destination, 0, packed_bytes(type, rows, cols));
-  for (int r = 0; r < rows; ++r) {
-    const uint8_t* from = source + r * row_bytes;
-    uint8_t* row_tile = destination + r / TILE_ROWS * column_tiles * shape_.bytes;
-    const int row = r % TILE_ROWS;
-    for (int k = 0; k < cols; k += BLOCK_COLS) {
-      const int block = k / BLOCK_COLS % shape_.blocks;
-      uint8_t* tile = row_tile + size_t(k / BLOCK_COLS / shape_.blocks) * shape_.bytes;
-      if (type == Weight::BF16) {
-        pack_bf16(row, cols - k < BLOCK_COLS ? cols - k : BLOCK_COLS, from + 2 * k, tile);
-        continue;
-      }
-      const int scale_bytes = 2 * shape_.scales;
-      uint8_t* scales = tile + shape_.pieces * PIECE_BYTES;
-      const int at = (row % 8 * shape_.blocks + block) * 2 + row / 8;
-      std::memcpy(scales + at * scale_bytes, from, scale_bytes);
-      from += scale_bytes;
-      if (type == Weight::Q8_0) {
-        pack_q8(row, block, from, tile);
-      } else {
-        pack_q4(row, block, from, tile);
-      }
-      from += quant_bytes(type);
-    }
-  }
+void pack_weights(Weight type, int rows, int cols, const uint8_t* source, uint8_t* destination,
+                  int threads) {
+  const auto tiles = static_cast<int>(divide_up(rows, TILE_ROWS));
+  const size_t shares = packed_bytes(type, rows, cols) / LEAST_SHARE;
+  threads = static_cast<int>(std::clamp<size_t>(threads, 1, std::max<size_t>(shares, 1)));
+  share(tiles, std::min(threads, std::max(tiles, 1)), [=](int begin, int end) {
+    with_type(type, [=](auto t) {
+      pack_tiles<decltype(t)::value>(begin, end, rows, cols, source, destination);
+    });
+  });
 }
 
 }  // namespace servewright::cuda

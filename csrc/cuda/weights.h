@@ -42,7 +42,9 @@ struct Tile {
 size_t source_row_bytes(Weight type, int cols);        // of a GGUF row
 size_t packed_bytes(Weight type, int rows, int cols);  // of a packed matrix
 
-// Packs `rows` contiguous GGUF rows into packed_bytes(type, rows, cols) bytes of host memory.
-void pack_weights(Weight type, int rows, int cols, const uint8_t* source, uint8_t* destination);
+// Packs `rows` contiguous GGUF rows into packed_bytes(type, rows, cols) bytes of host memory, on at
+// most so many threads.
+void pack_weights(Weight type, int rows, int cols, const uint8_t* source, uint8_t* destination,
+                  int threads = 1);
 
 }  // namespace servewright::cuda

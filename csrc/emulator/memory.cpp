@@ -75,8 +75,20 @@ Array::Array(std::string name, size_t bytes, Use use)
   known.insert(after(mapping_), this);
 }
 
+Array::Array(std::string name, char* data, size_t bytes, Use use)
+    : name_(std::move(name)),
+      bytes_(bytes),
+      use_(use),
+      mapping_(data),
+      mapped_(bytes),
+      data_(data),
+      is_guarded_(false) {
+  known.insert(after(mapping_), this);
+}
+
 Array::~Array() {
   known.erase(std::find(known.begin(), known.end(), this));
+  if (!is_guarded_) return;
   unpoison(mapping_, mapped_);
   munmap(mapping_, mapped_);
 }
@@ -96,8 +108,8 @@ bool Array::holds(const void* address, size_t bytes) const {
 std::string Array::damage() const {
   const char* first = mapping_ + PAGE;
   const char* last = mapping_ + mapped_ - PAGE;
-  if (!fresh(first, data_)) return "bytes before array " + name_ + " were written";
-  if (!fresh(data_ + bytes_, last))
+  if (is_guarded_ && !fresh(first, data_)) return "bytes before array " + name_ + " were written";
+  if (is_guarded_ && !fresh(data_ + bytes_, last))
     return "bytes behind the end of array " + name_ + " were written";
   for (size_t i = 0; i < read_.size(); ++i)
     if (read_[i] && written_at(data_ + 16 * i))

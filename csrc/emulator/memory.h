@@ -18,6 +18,8 @@ enum class Use { READ, WRITE };
 class Array {
  public:
   Array(std::string name, size_t bytes, Use use);
+  // Memory of somebody else, which overlaps no other array: as it is, and without guards.
+  Array(std::string name, char* data, size_t bytes, Use use);
   Array(const Array&) = delete;
   Array& operator=(const Array&) = delete;
   ~Array();
@@ -49,6 +51,7 @@ class Array {
   char* mapping_;
   size_t mapped_;
   char* data_;
+  bool is_guarded_ = true;
   std::vector<char> before_;
   std::vector<bool> read_;  // by 16 bytes
 };

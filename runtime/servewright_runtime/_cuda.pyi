@@ -175,7 +175,7 @@ class Step:
     def logits_stride(self) -> int: ...
     @property
     def launches(self) -> int:
-        """Of kernels in a step: 5 a layer and 3 where Q, K and V have one type."""
+        """Of kernels in a step: 5 a layer and 3; more where Q, K and V have different types."""
     def bind(
         self,
         *,
@@ -243,12 +243,30 @@ def rope_append(
 ) -> None:
     """RoPE on Q and K of one sequence's chunk; K and V appended to its pages.
 
-    qkv: [tokens, (heads + 2 kv_heads) head_dim], of prefill_ops.h's dtype.  pool: bf16 of the
-    layer, [pages, 2, kv_heads, PAGE_POSITIONS, head_dim].  pages: int32 [pages of the sequence].
-    q_rotated: bf16 [tokens, heads, head_dim], written.
+    qkv: float32 or bf16 [tokens, (heads + 2 kv_heads) head_dim].  cosines, sines: as of `Model`.
+    pool: bf16 of the layer, [pages, 2, kv_heads, PAGE_POSITIONS, head_dim].  pages: int32 [pages of
+    the sequence].  q_rotated: bf16 [tokens, heads, head_dim], written for `prefill_attention`.
     """
 
 def prefill_attention(
     q_rotated: Tensor, pool: Tensor, pages: Tensor, first_position: int, out: Tensor, stream: int
 ) -> None:
-    """Causal attention of the chunk over the sequence's pages. out: bf16 as q_rotated."""
+    """Causal attention of the chunk over the sequence's pages.
+
+    out: bf16 [tokens, heads, head_dim] or [tokens, heads * head_dim].
+    """
+
+def residual_norm(
+    x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, out: Tensor | None, stream: int
+) -> None:
+    """x += delta; out = rms_norm(x, weight, eps).
+
+    x: float32 [tokens, hidden].  delta: float32 or bf16, as x.  weight: float32 [hidden].
+    out: bf16, as x. hidden is a multiple of 8.
+    """
+
+def silu_mul(inp: Tensor, out: Tensor, stream: int) -> None:
+    """out = silu(inp[:, :ffn]) * inp[:, ffn:].
+
+    inp: float32 or bf16 [tokens, 2 ffn], gate then up.  out: bf16 [tokens, ffn].
+    """

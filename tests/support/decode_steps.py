@@ -54,10 +54,12 @@ def decode(
     tiling: tuple[int, int] = (0, 0),
     processors: int = 2,
     max_length: int | None = None,
-    emulated: Emulated = PLAIN,
+    emulated: Any = PLAIN,
     **how: Any,
 ) -> Steps:
     """Runs `steps`, a row of slots each, over `sequences` of token ids.
+
+    emulated: an Emulated, or what else can `run` the op decode.
 
     prefixes: what the KV pool holds of each sequence before its first step, by layer: float64
     [tokens, K or V, kv_heads, head_dim] of bf16 values. sampling: one batch a step.

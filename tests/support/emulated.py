@@ -37,9 +37,9 @@ Array = npt.NDArray[Any]
 ORDERS: tuple[Order, ...] = ("up", "down", "random")
 COPIES: tuple[Copies, ...] = ("lazy", "eager")
 
-_COMMON = ["-std=c++17", "-g1", "-ffp-contract=off", "-DSW_FIBERS", "-Wall", "-Wextra"]
+COMMON = ["-std=c++17", "-g1", "-ffp-contract=off", "-DSW_FIBERS", "-Wall", "-Wextra"]
 if os.environ.get("SERVEWRIGHT_WERROR") == "1":
-    _COMMON.append("-Werror")
+    COMMON.append("-Werror")
 _SANITIZE = {
     "plain": [],
     "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
@@ -118,22 +118,22 @@ class Emulated:
         sources = [ROOT / name for name in named[1].split()] if named else []
         # The emulator first: where it and a kernel share an inline function, the linker then takes
         # the one without instrumentation.
-        objects = [_compiled(path, self._host_flags()) for path in [*EMULATOR, DRIVER]]
-        objects += [_compiled(path, self._kernel_flags()) for path in [registered, *sources]]
-        link = [*_compiler(), *_SANITIZE[self.flavour]]
-        digest = _digest("\n".join(map(str, [*link, *objects])))
+        objects = [compile_object(path, self._host_flags()) for path in [*EMULATOR, DRIVER]]
+        objects += [compile_object(path, self._kernel_flags()) for path in [registered, *sources]]
+        link = [*compiler(), *_SANITIZE[self.flavour]]
+        digest = digest_of("\n".join(map(str, [*link, *objects])))
         target = BUILT / f"{registered.stem}-{self.flavour}-{digest}"
         if not target.exists():
-            _make(target, [*link, *map(str, objects)])
+            make_whole(target, [*link, *map(str, objects)])
         return target
 
     def _host_flags(self) -> list[str]:
-        return [*_COMMON, "-O2", *_NAMES[self.flavour]]
+        return [*COMMON, "-O2", *_NAMES[self.flavour]]
 
     def _kernel_flags(self) -> list[str]:
         defines = [f"-D{name}" for name in self.defines]
         how = [_OPTIMISE[self.flavour], *_SANITIZE[self.flavour], *_NAMES[self.flavour]]
-        return [*_COMMON, *how, *defines]
+        return [*COMMON, *how, *defines]
 
 
 def to_bfloat16(x: Array) -> npt.NDArray[np.uint16]:
@@ -146,7 +146,7 @@ def from_bfloat16(bits: Array) -> npt.NDArray[np.float32]:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def _compiler() -> list[str]:
+def compiler() -> list[str]:
     """$CXX, or g++; of several, 12: its ThreadSanitizer sees races among the most fibers."""
     return [os.environ.get("CXX") or shutil.which("g++-12") or "g++"]
 
@@ -155,7 +155,7 @@ def _compiler() -> list[str]:
 def _version() -> str:
     if platform.machine() != "x86_64":
         pytest.skip("the emulator's switch of fibers is written for x86-64 only")
-    command = [*_compiler(), "--version"]
+    command = [*compiler(), "--version"]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
@@ -166,7 +166,7 @@ def _file_of(op: str) -> Path:
     raise KeyError(f"no file tests/support/emulator_*.cpp has SW_OP({op})")
 
 
-def _digest(text: str) -> str:
+def digest_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -180,20 +180,21 @@ def _with_includes(path: Path, seen: dict[Path, str]) -> dict[Path, str]:
     return seen
 
 
-def _compiled(source: Path, flags: list[str]) -> Path:
+def compile_object(source: Path, flags: list[str]) -> Path:
+    """The object of one source under build/emulated/, compiled where it is not there yet."""
     texts = _with_includes(source, {})
     # A file that never asks for a flavour's name is the same object in each.
     asked = "\n".join(texts.values())
     names = [flag for name in _NAMES.values() for flag in name if flag[2:] not in asked]
-    command = [*_compiler(), *(flag for flag in flags if flag not in names)]
-    digest = _digest("\n".join([_version(), *command, *map(str, texts), *texts.values()]))
+    command = [*compiler(), *(flag for flag in flags if flag not in names)]
+    digest = digest_of("\n".join([_version(), *command, *map(str, texts), *texts.values()]))
     target = BUILT / f"{source.stem}-{digest}.o"
     if not target.exists():
-        _make(target, [*command, "-c", "-x", "c++", str(source)])
+        make_whole(target, [*command, "-c", "-x", "c++", str(source)])
     return target
 
 
-def _make(target: Path, command: list[str]) -> None:
+def make_whole(target: Path, command: list[str]) -> None:
     """Runs a compiler; the target appears whole or not at all."""
     BUILT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=BUILT) as folder:

@@ -79,8 +79,8 @@ class Packed {
     for (int i = 0; i < m.layer_count; ++i) {
       const std::string block = "blk." + std::to_string(i) + ".";
       cuda::LlamaLayer layer = {};
-      layer.qkv = matrix("attn_q", {block + "attn_q", block + "attn_k", block + "attn_v"},
-                         {q, kv, kv}, m.hidden);
+      layer.qkv[0] = matrix("attn_q", {block + "attn_q", block + "attn_k", block + "attn_v"},
+                            {q, kv, kv}, m.hidden);
       layer.o = matrix("attn_output", {block + "attn_output"}, {m.hidden}, q);
       layer.gate = matrix("ffn_gate", {block + "ffn_gate"}, {m.ffn}, m.hidden);
       layer.up = matrix("ffn_gate", {block + "ffn_up"}, {m.ffn}, m.hidden);

@@ -1,0 +1,111 @@
+#include "ops.h"
+
+#include <stdexcept>
+
+#include "runtime.h"
+
+namespace servewright::cuda_module {
+namespace {
+
+// What the op may touch: its tensors, and those that others keep.
+Regions all(const Tensors& tensors, std::initializer_list<const Regions*> kept) {
+  Regions regions = tensors.regions();
+  for (const Regions* more : kept) regions.insert(regions.end(), more->begin(), more->end());
+  return regions;
+}
+
+cuda::Stream to_stream(uintptr_t stream) { return reinterpret_cast<cuda::Stream>(stream); }
+
+void check_vocab(const char* caller, int vocab) {
+  if (vocab < 1 || vocab > cuda::MAX_SAMPLING_VOCAB)
+    throw std::invalid_argument(std::string(caller) + ": vocab must be in 1.." +
+                                std::to_string(cuda::MAX_SAMPLING_VOCAB) + ", got " +
+                                std::to_string(vocab));
+}
+
+cuda::NormInput read_normed(Tensors& tensors, const Object& x, const Object& norm, float eps,
+                            int cols, int* tokens) {
+  const float* rows = tensors.read<const float>(x, "x", {Size::any(tokens), cols});
+  return {rows, tensors.read<const float>(norm, "norm", {cols}), eps};
+}
+
+}  // namespace
+
+void embed(const Matrix& matrix, const Object& token_ids, const Object& out, uintptr_t stream) {
+  Tensors tensors("embed", matrix.device());
+  int tokens = 0;
+  const auto* ids =
+      tensors.read<const int32_t>(token_ids, "token_ids", {Size::any(&tokens)}, sizeof(int32_t));
+  auto* x = tensors.read<float>(out, "out", {tokens, matrix.packed().cols});
+  run("embed", matrix.device(), all(tensors, {&matrix.regions()}),
+      [&] { return cuda::embed(matrix.packed(), ids, x, tokens, to_stream(stream)); });
+}
+
+void project_normed(const Matrix& matrix, const Object& x, const Object& norm, float eps,
+                    const Object& out, uintptr_t stream) {
+  Tensors tensors("project_normed", matrix.device());
+  const cuda::PackedMatrix& w = matrix.packed();
+  int tokens = 0, stride = 0;
+  const cuda::NormInput in = read_normed(tensors, x, norm, eps, w.cols, &tokens);
+  auto* to = tensors.read<float>(out, "out", {tokens, Size::at_least(w.rows, &stride)});
+  run("project_normed", matrix.device(), all(tensors, {&matrix.regions()}),
+      [&] { return cuda::project_normed(w, in, to, stride, tokens, to_stream(stream)); });
+}
+
+void project_residual(const Matrix& matrix, const Object& inp, const Object& x, uintptr_t stream) {
+  Tensors tensors("project_residual", matrix.device());
+  const cuda::PackedMatrix& w = matrix.packed();
+  int tokens = 0;
+  const auto* in = tensors.read<const bfloat16>(inp, "inp", {Size::any(&tokens), w.cols});
+  auto* to = tensors.read<float>(x, "x", {tokens, w.rows});
+  run("project_residual", matrix.device(), all(tensors, {&matrix.regions()}),
+      [&] { return cuda::project_residual(w, in, to, tokens, to_stream(stream)); });
+}
+
+void gate_up(const Matrix& gate, const Matrix& up, const Object& x, const Object& norm, float eps,
+             const Object& out, uintptr_t stream) {
+  const cuda::PackedMatrix &g = gate.packed(), &u = up.packed();
+  const auto text = [](const Matrix& matrix) {
+    return std::string(matrix.type()) + " [" + std::to_string(matrix.packed().rows) + ", " +
+           std::to_string(matrix.packed().cols) + "]";
+  };
+  if (g.type != u.type || g.rows != u.rows || g.cols != u.cols)
+    throw std::invalid_argument("gate_up: up must be " + text(gate) + " as gate is, got " +
+                                text(up));
+  if (gate.device() != up.device())
+    throw std::invalid_argument("gate_up: up must lie on device " + std::to_string(gate.device()) +
+                                " as gate, got device " + std::to_string(up.device()));
+  Tensors tensors("gate_up", gate.device());
+  int tokens = 0;
+  const cuda::NormInput in = read_normed(tensors, x, norm, eps, g.cols, &tokens);
+  auto* to = tensors.read<bfloat16>(out, "out", {tokens, g.rows});
+  run("gate_up", gate.device(), all(tensors, {&gate.regions(), &up.regions()}),
+      [&] { return cuda::gate_up(g, u, in, to, tokens, to_stream(stream)); });
+}
+
+int64_t sampling_workspace(int vocab, int rows) {
+  check_vocab("sampling_workspace", vocab);
+  if (rows < 0)
+    throw std::invalid_argument("sampling_workspace: rows must be 0 or more, got " +
+                                std::to_string(rows));
+  return static_cast<int64_t>(cuda::sampling_workspace(vocab, rows));
+}
+
+void sample(const Object& logits, int vocab, const Sampling& sampling, const Object& workspace,
+            uintptr_t stream) {
+  check_vocab("sample", vocab);
+  Tensors tensors("sample", sampling.device());
+  cuda::SamplingArgs args = sampling.args();
+  args.vocab = vocab;
+  args.logits = tensors.read<const float>(
+      logits, "logits", {sampling.rows(), Size::at_least(vocab, &args.logits_stride)});
+  if (args.logits_stride % 4)
+    throw std::invalid_argument("sample: logits must have rows of a multiple of 4, got " +
+                                std::to_string(args.logits_stride));
+  args.workspace = tensors.read<uint8_t>(
+      workspace, "workspace", {Size::at_least(sampling_workspace(vocab, sampling.rows()))});
+  run("sample", sampling.device(), all(tensors, {&sampling.kept().regions}),
+      [&] { return cuda::sample(args, sampling.rows(), to_stream(stream)); });
+}
+
+}  // namespace servewright::cuda_module

@@ -1,0 +1,19 @@
+// Single ops over tensors: checked, then one launch.
+#pragma once
+#include "model.h"
+
+namespace servewright::cuda_module {
+
+using Object = py::object;
+
+void embed(const Matrix& matrix, const Object& token_ids, const Object& out, uintptr_t stream);
+void project_normed(const Matrix& matrix, const Object& x, const Object& norm, float eps,
+                    const Object& out, uintptr_t stream);
+void project_residual(const Matrix& matrix, const Object& inp, const Object& x, uintptr_t stream);
+void gate_up(const Matrix& gate, const Matrix& up, const Object& x, const Object& norm, float eps,
+             const Object& out, uintptr_t stream);
+int64_t sampling_workspace(int vocab, int rows);
+void sample(const Object& logits, int vocab, const Sampling& sampling, const Object& workspace,
+            uintptr_t stream);
+
+}  // namespace servewright::cuda_module
