@@ -62,6 +62,7 @@ class OperatorProcess:
             "POD_NAMESPACE": namespace,
             "SERVEWRIGHT_NAMESPACES": namespace,
             "SERVEWRIGHT_RUNTIME_IMAGE": IMAGE,
+            "SERVEWRIGHT_CUDA_IMAGE": IMAGE,
             "SERVEWRIGHT_PORT": str(self._port),
             "SERVEWRIGHT_LOG_LEVEL": "warning",
         }
@@ -169,7 +170,7 @@ async def each(count: int, work: Callable[[int], Awaitable[object]]) -> None:
 
 async def measure_bare(client: Client, namespace: str, found: Found) -> None:
     """The same objects, by a client that does nothing else."""
-    pods = PodDefaults(image=IMAGE)
+    pods = PodDefaults(image=IMAGE, cuda_image=IMAGE)
 
     async def one(number: int) -> None:
         service = await client.create(make_service(namespace, number))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 LATER_FIELDS = frozenset(
     {
-        "spec.accelerator",
         "spec.adapters",
         "spec.api",
         "spec.backend",

@@ -120,7 +120,7 @@ class Engine(Type):
         default="Auto",
         description=(
             "Fused: the native kernels; Reference: the same model in plain torch, slow and right; "
-            "Auto: Fused where it can run, else Reference."
+            "Auto: Fused where it can run, else Reference; with an accelerator always Fused."
         ),
     )
     prefix_cache: bool = Field(
@@ -132,6 +132,23 @@ class Engine(Type):
     def kv_cache_bytes(self) -> int | None:
         """`kv_cache` in bytes."""
         return None if self.kv_cache is None else parse_bytes(self.kv_cache)
+
+
+class Accelerator(Type):
+    """What computes in place of the CPU."""
+
+    type: Literal["nvidia"] = Field(
+        description=(
+            "nvidia: GPUs by NVIDIA of compute capability 8.0 or newer, the resource "
+            "nvidia.com/gpu of a cluster's nodes."
+        )
+    )
+    count: int = Field(
+        default=1,
+        ge=1,
+        le=8,
+        description="GPUs of each pod. In this version 1: no model is split over several.",
+    )
 
 
 class Probe(Type):
@@ -243,6 +260,12 @@ class Spec(Type):
 
     model: Model = Field(description="What is served, and from where.")
     engine: Engine = Field(default=Engine(), description="How the model runs.")
+    accelerator: Accelerator | None = Field(
+        default=None,
+        description=(
+            "What computes in place of the CPU, and holds weights and KV cache in its own memory."
+        ),
+    )
     resources: Resources = Field(default=Resources(), description="CPU and memory of each pod.")
     replicas: int = Field(
         default=1, ge=0, le=MAX_COUNT, description="Pods that serve; `kubectl scale` sets it."

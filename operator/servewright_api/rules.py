@@ -186,6 +186,22 @@ RULES: tuple[Rule, ...] = (
         "!has(self.limits.maxOutputTokens) || !has(self.engine.maxModelLen) || "
         "self.limits.maxOutputTokens < self.engine.maxModelLen",
     ),
+    Rule(
+        "spec.accelerator",
+        "count",
+        "is above 1, but this version splits no model over several GPUs; use 1, and replicas for "
+        "more of them",
+        lambda accelerator: accelerator.count == 1,
+        "self.count == 1",
+    ),
+    Rule(
+        "spec",
+        "engine.kernel",
+        "is Reference, which computes on the CPU and would leave the accelerator idle; use Auto or "
+        "Fused, or remove accelerator",
+        lambda spec: spec.accelerator is None or spec.engine.kernel != "Reference",
+        "!has(self.accelerator) || self.engine.kernel != 'Reference'",
+    ),
     _within("cpu"),
     _within("memory"),
     Rule(

@@ -24,6 +24,7 @@ from servewright_operator.settings import PodDefaults
 
 # What the chart has replicas run unless told otherwise.
 DEFAULT_IMAGE = f"localhost/servewright-runtime:{__version__}"
+DEFAULT_CUDA_IMAGE = f"localhost/servewright-runtime-cuda:{__version__}"
 
 _HEAD = """\
 # {title}, as the operator applies it the first time. Left out: ownerReferences, as

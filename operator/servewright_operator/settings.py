@@ -20,6 +20,7 @@ class PodDefaults:
     """What a new revision's pods take from the installation. Old revisions keep theirs."""
 
     image: str  # of the runtime
+    cuda_image: str  # the same, where the ModelService has an accelerator
     image_pull_policy: str = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()  # names of Secrets in the ModelService's namespace
 
@@ -47,12 +48,8 @@ class Settings:
 
         Raises SettingsError.
         """
-        image = environ.get("SERVEWRIGHT_RUNTIME_IMAGE", "")
-        if not image:
-            raise SettingsError(
-                "The environment variable SERVEWRIGHT_RUNTIME_IMAGE is not set: "
-                "give it the image that replicas run."
-            )
+        image = _image(environ, "SERVEWRIGHT_RUNTIME_IMAGE", "replicas run")
+        cuda_image = _image(environ, "SERVEWRIGHT_CUDA_IMAGE", "replicas with an accelerator run")
         port = environ.get("SERVEWRIGHT_PORT", "8080")
         if not port.isdecimal() or not 0 <= int(port) < 65536:
             raise SettingsError(
@@ -67,6 +64,7 @@ class Settings:
         return cls(
             pods=PodDefaults(
                 image=image,
+                cuda_image=cuda_image,
                 image_pull_policy=environ.get("SERVEWRIGHT_IMAGE_PULL_POLICY") or "IfNotPresent",
                 image_pull_secrets=_words(environ.get("SERVEWRIGHT_IMAGE_PULL_SECRETS", "")),
             ),
@@ -76,6 +74,15 @@ class Settings:
             port=int(port),
             log_level=level,
         )
+
+
+def _image(environ: Mapping[str, str], variable: str, who: str) -> str:
+    image = environ.get(variable, "")
+    if not image:
+        raise SettingsError(
+            f"The environment variable {variable} is not set: give it the image that {who}."
+        )
+    return image
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -113,17 +113,21 @@ def manifests(
         str | None,
         typer.Option(help="Image of the runtime; the chart's default unless given."),
     ] = None,
+    cuda_image: Annotated[
+        str | None,
+        typer.Option(help="The same for models with an accelerator."),
+    ] = None,
     pod_monitors: Annotated[
         bool, typer.Option("--pod-monitors", help="The cluster has the kind PodMonitor.")
     ] = False,
     sets: Sets = None,
 ) -> None:
     """Print what the operator would apply for the manifests, without asking any cluster."""
-    from servewright_operator.rendering import DEFAULT_IMAGE, render
+    from servewright_operator.rendering import DEFAULT_CUDA_IMAGE, DEFAULT_IMAGE, render
     from servewright_operator.settings import PodDefaults
 
     services = load_manifests(files, overrides=_overrides(sets))
-    pods = PodDefaults(image or DEFAULT_IMAGE)
+    pods = PodDefaults(image or DEFAULT_IMAGE, cuda_image or DEFAULT_CUDA_IMAGE)
     typer.echo(render(services, pods, pod_monitors=pod_monitors), nl=False)
 
 

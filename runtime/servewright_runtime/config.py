@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from servewright_runtime.cuda import availability
 from servewright_runtime.errors import ConfigError
 from servewright_runtime.hardware import Hardware
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Kernel = Literal["Auto", "Fused", "Reference"]
+AcceleratorType = Literal["nvidia"]
 
 # Tokens of one step: long enough that a prefill is bound by arithmetic and not by reading the
 # weights, short enough that running streams wait little for a stranger's prompt.
@@ -43,6 +45,7 @@ class ReplicaModel:
     digest: str | None  # "sha256:..."; None for a file:// source without one
     format: str | None  # None: detect
     kernel: Kernel
+    accelerator: AcceleratorType | None  # one device of it computes; None: the CPU
     threads: int
     max_model_len: int | None  # None: the model's context length, reduced to what fits
     max_batch: int
@@ -85,7 +88,8 @@ def resolve(
     assert spec.access.mode == "Open" or keys_dir is not None, "ApiKey needs a folder of keys"
     engine, limits = spec.engine, spec.limits
     kv_bytes = engine.kv_cache_bytes
-    if kv_bytes is not None and kv_bytes > hardware.memory_bytes:
+    accelerator = None if spec.accelerator is None else spec.accelerator.type
+    if kv_bytes is not None and accelerator is None and kv_bytes > hardware.memory_bytes:
         raise ConfigError(
             f"{service.title}: spec.engine.kvCache is {engine.kv_cache} ({kv_bytes} bytes), but "
             f"this machine has {hardware.memory_bytes} bytes of memory; choose less."
@@ -102,6 +106,7 @@ def resolve(
         digest=digest,
         format=spec.model.format,
         kernel=engine.kernel,
+        accelerator=accelerator,
         threads=threads,
         max_model_len=engine.max_model_len,
         max_batch=engine.max_batch,
@@ -117,6 +122,17 @@ def resolve(
         probe_timeout_s=spec.probe.timeout_seconds,
         keys_dir=None if spec.access.mode == "Open" else str(keys_dir),
     )
+
+
+def check_accelerators(services: Sequence[ModelService]) -> None:
+    """Raise ConfigError where one of `services` wants a device that is not here or not usable."""
+    for service in services:
+        missing = availability.unavailable() if service.spec.accelerator else None
+        if missing is not None:
+            raise ConfigError(
+                f"{service.title}: spec.accelerator asks for a GPU, but none can be used here "
+                f"({missing.rstrip('.')}); mend that or remove spec.accelerator."
+            )
 
 
 def check_served_names(services: Sequence[ModelService]) -> None:

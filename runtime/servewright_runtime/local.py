@@ -22,7 +22,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from servewright_api import ModelService, revision
-from servewright_runtime.config import ReplicaModel, check_served_names, resolve
+from servewright_runtime.config import (
+    ReplicaModel,
+    check_accelerators,
+    check_served_names,
+    resolve,
+)
 from servewright_runtime.errors import ConfigError, ServewrightError, StartError
 from servewright_runtime.fetch.cache import Cache
 from servewright_runtime.fetch.source import Fetched, fetch
@@ -71,6 +76,7 @@ def run(services: Sequence[ModelService], settings: Settings, api_keys: Path | N
     refuse_other_systems(hardware)
     refuse_suspended(services)
     check_served_names(services)
+    check_accelerators(services)
     with local_keys(services, api_keys) as keys, Voice(services, settings, keys) as voice:
         start = Start(services, keys, hardware, voice)
         return supervise(settings, start.prepare, voice)

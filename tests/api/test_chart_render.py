@@ -87,9 +87,9 @@ def test_images_are_of_the_charts_version_unless_told() -> None:
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     environment = {one["name"]: one.get("value") for one in container["env"]}
     assert container["image"] == f"localhost/servewright-operator:{__version__}"
-    assert (
-        environment["SERVEWRIGHT_RUNTIME_IMAGE"] == f"localhost/servewright-runtime:{__version__}"
-    )
+    for variable, name in {"RUNTIME": "runtime", "CUDA": "runtime-cuda"}.items():
+        image = f"localhost/servewright-{name}:{__version__}"
+        assert environment[f"SERVEWRIGHT_{variable}_IMAGE"] == image
 
 
 def test_the_dashboard_is_carried_as_it_is() -> None:

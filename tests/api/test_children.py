@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from servewright_api.modelservice import ModelService
 from servewright_operator.holding import difference, holds, with_hash
 from servewright_operator.objects import Object
-from servewright_operator.rendering import DEFAULT_IMAGE, render
+from servewright_operator.rendering import DEFAULT_CUDA_IMAGE, DEFAULT_IMAGE, render
 from servewright_operator.settings import PodDefaults
 from support.apiserver import ApiServer
 from support.desired import children_of, one
@@ -182,5 +182,6 @@ def test_kubectl_takes_what_servewright_manifests_prints(
     api_server: ApiServer, namespace: str
 ) -> None:
     for service in golden_services(namespace):
-        text = render([service], PodDefaults(DEFAULT_IMAGE), pod_monitors=False)
+        pods = PodDefaults(DEFAULT_IMAGE, DEFAULT_CUDA_IMAGE)
+        text = render([service], pods, pod_monitors=False)
         api_server.kubectl("apply", "--dry-run=server", "--filename=-", stdin=text)

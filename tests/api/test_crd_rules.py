@@ -88,6 +88,7 @@ SAMPLES: dict[str, Any] = {
     "name": "A",
     "key": "a",
     "topologyKey": "zone",
+    "type": "nvidia",
     "source": "https://host/x",
     "model": {"source": "https://host/x"},
 }

@@ -16,19 +16,22 @@ from support.place import Place
 from support.waiting import eventually
 
 NOWHERE = {"nodeSelector": {"example.com/gpu": "h900"}}
-# What is in spec.pod, and (reason, part of the message, exit code) of lastFailure and Degraded.
+MISSING = {"secretKeyRef": {"name": "mine", "key": "token"}}
+# What is in spec, and (reason, part of the message, exit code) of lastFailure and Degraded.
 CASES: Mapping[str, tuple[dict[str, Any], tuple[str, str, int | None]]] = {
-    "no-image": (fated("no image"), ("ErrImagePull", PULL_MESSAGE, None)),
-    "oom": (fated("out of memory"), ("OOMKilled", "Out of memory", 137)),
-    "crash": (fated("crash"), ("ProbeFailed", CRASH_MESSAGE, 1)),
-    "no-node": (NOWHERE, ("Unschedulable", "didn't match Pod's node affinity/selector", None)),
+    "no-image": ({"pod": fated("no image")}, ("ErrImagePull", PULL_MESSAGE, None)),
+    "oom": ({"pod": fated("out of memory")}, ("OOMKilled", "Out of memory", 137)),
+    "crash": ({"pod": fated("crash")}, ("ProbeFailed", CRASH_MESSAGE, 1)),
+    "no-node": (
+        {"pod": NOWHERE},
+        ("Unschedulable", "didn't match Pod's node affinity/selector", None),
+    ),
+    "no-gpu": (
+        {"accelerator": {"type": "nvidia"}},
+        ("Unschedulable", "Insufficient nvidia.com/gpu", None),
+    ),
     "no-secret": (
-        {
-            **fated("no secret"),
-            "env": [
-                {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "mine", "key": "token"}}}
-            ],
-        },
+        {"pod": {**fated("no secret"), "env": [{"name": "TOKEN", "valueFrom": MISSING}]}},
         ("CreateContainerConfigError", 'secret "mine" not found', None),
     ),
 }
@@ -37,8 +40,8 @@ CASES: Mapping[str, tuple[dict[str, Any], tuple[str, str, int | None]]] = {
 @pytest.fixture(scope="module")
 def place(controlled_place: Place, controlled_operator: OperatorProcess) -> Place:
     """A ModelService of each case, and one whose pods serve."""
-    for name, (pod, _) in CASES.items():
-        controlled_place.serve(name, pod=pod)
+    for name, (spec, _) in CASES.items():
+        controlled_place.serve(name, **spec)
     controlled_place.serve("fine")
     return controlled_place
 
@@ -57,7 +60,7 @@ def test_status_says_what_the_pod_says(place: Place, name: str) -> None:
     degraded = place.condition("Degraded", name)
     assert degraded["reason"] == reason
     assert message in degraded["message"]
-    assert place.condition("Scheduled", name)["status"] == str(name != "no-node")
+    assert place.condition("Scheduled", name)["status"] == str(reason != "Unschedulable")
     ready = place.condition("Ready", name)
     assert ready["status"] == "False"
     assert message in ready["message"]

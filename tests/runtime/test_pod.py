@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from servewright_runtime.cuda import availability
 from support import pods, runs
 from support.runs import Run, Streaming
 from support.tiny import make_tiny_gguf
@@ -114,3 +115,14 @@ def test_claim_without_the_file_ends_the_container_with_2(tmp_path: Path) -> Non
     run = pods.serve(tmp_path, {"spec.model.source": "pvc://models/none.gguf"})
     assert run.process.wait(timeout=60) == 2
     assert "there is no file none.gguf in the claim models" in run.termination["message"]
+
+
+@pytest.mark.skipif(
+    availability.unavailable() is None, reason="this machine has a CUDA device that works"
+)
+def test_a_device_that_the_node_lacks_ends_the_container_with_2(tmp_path: Path) -> None:
+    changes = {"spec.model.source": "pvc://models/m.gguf", "spec.accelerator.type": "nvidia"}
+    run = pods.serve(tmp_path, changes)
+    assert run.process.wait(timeout=60) == 2
+    assert "spec.accelerator asks for a GPU" in run.termination["message"]
+    assert "\n" not in run.termination["message"]

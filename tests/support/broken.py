@@ -14,6 +14,7 @@ from servewright_api.rules import RULES, Rule
 
 _HTTPS = {"spec.model.source": "https://host/x"}
 _DIGEST = "sha256:" + "0a" * 32
+_GPU = {"type": "nvidia"}
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,20 @@ BROKEN = (
         "spec.limits.maxOutputTokens",
         {**_HTTPS, "spec.engine.maxModelLen": 128, "spec.limits.maxOutputTokens": 128},
         {"spec.limits.maxOutputTokens": 127},
+    ),
+    Broken(
+        "a model split over two GPUs",
+        "splits no model over several GPUs",
+        "spec.accelerator.count",
+        {**_HTTPS, "spec.accelerator": {"type": "nvidia", "count": 2}},
+        {"spec.accelerator": {"type": "nvidia", "count": 1}},
+    ),
+    Broken(
+        "a GPU that nothing computes on",
+        "leave the accelerator idle",
+        "spec.engine.kernel",
+        {**_HTTPS, "spec.accelerator": _GPU, "spec.engine.kernel": "Reference"},
+        {"spec.engine.kernel": "Fused"},
     ),
     Broken(
         "more CPU asked for than allowed",

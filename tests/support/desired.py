@@ -12,7 +12,9 @@ from servewright_operator.names import Key
 from servewright_operator.objects import Object, Observed, Rollout, StoredRevision
 from servewright_operator.settings import PodDefaults
 
-PODS = PodDefaults("example.com/servewright-runtime:0.1.0")
+PODS = PodDefaults(
+    "example.com/servewright-runtime:0.1.0", "example.com/servewright-runtime-cuda:0.1.0"
+)
 UID = "11111111-2222-3333-4444-555555555555"
 
 

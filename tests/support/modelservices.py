@@ -97,6 +97,7 @@ _SPECS = st.fixed_dictionaries(
     optional={
         "engine": _optional(maxModelLen=st.integers(16, 2048), prefixCache=st.booleans()),
         "resources": _optional(requests=_optional(**_LITTLE), limits=_optional(**_MUCH)),
+        "accelerator": st.just({"type": "nvidia"}),
         "replicas": st.integers(0, 4),
         "suspend": st.booleans(),
         "rollout": _optional(

@@ -18,7 +18,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from support.operators import IMAGE
+from support.operators import CUDA_IMAGE, IMAGE
 from support.runs import free_port
 from support.waiting import eventually
 
@@ -61,6 +61,7 @@ class OperatorProcess:
             "POD_ID": self.name,
             "POD_NAMESPACE": self._lease_namespace,
             "SERVEWRIGHT_RUNTIME_IMAGE": image,
+            "SERVEWRIGHT_CUDA_IMAGE": CUDA_IMAGE,
             "SERVEWRIGHT_NAMESPACES": ",".join(self._namespaces),
             "SERVEWRIGHT_PORT": str(self._port),
         }

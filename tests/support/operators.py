@@ -19,6 +19,7 @@ from support.waiting import eventually
 
 Object = dict[str, Any]
 IMAGE = "registry.example/servewright-runtime:1"
+CUDA_IMAGE = "registry.example/servewright-runtime-cuda:1"
 _STOP_S = 30.0
 # Long, for a machine at work on other things too; one that could not be released is waited for.
 LEASE_S = 60.0
@@ -121,7 +122,7 @@ def running_operator(server: str | Path, **settings: Any) -> Iterator[RunningOpe
 def make_settings(**changes: Any) -> Settings:
     """Settings of a test: short times, any port of loopback."""
     given: dict[str, Any] = {
-        "pods": PodDefaults(image=IMAGE),
+        "pods": PodDefaults(image=IMAGE, cuda_image=CUDA_IMAGE),
         "identity": "operator-1",
         "lease_namespace": "servewright",
         "host": "127.0.0.1",

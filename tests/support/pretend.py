@@ -23,7 +23,7 @@ from support.manifests import make_manifest
 Fate = Literal["good", "slow", "crash", "hang", "no node", "no image", "mute"]
 
 KEY = Key("default", "mine")
-PODS = PodDefaults("registry.example/servewright-runtime:1")
+PODS = PodDefaults("registry.example/servewright-runtime:1", "registry.example/cuda:1")
 DEADLINE_S = 60
 
 

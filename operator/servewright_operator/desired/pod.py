@@ -38,6 +38,9 @@ _FOR_KUBERNETES = {"pod", "resources"}
 # Not the zone too: a node that lacks the label of one constraint counts for none of them, so on a
 # cluster without zones two replicas landed on one of two nodes.
 _SPREAD_KEY = "kubernetes.io/hostname"
+# What the device plugin of each spec.accelerator.type calls it. Nodes that have it are often kept
+# for it by a taint of the same key.
+_DEVICES = {"nvidia": "nvidia.com/gpu"}
 
 
 def template(service: ModelService, revision: str, pods: PodDefaults) -> Object:
@@ -59,7 +62,7 @@ def template(service: ModelService, revision: str, pods: PodDefaults) -> Object:
         "volumes": volumes.build(service),
         "imagePullSecrets": [{"name": secret} for secret in dict.fromkeys(pull_secrets)],
         "nodeSelector": dict(given.node_selector),
-        "tolerations": list(map(_plain, given.tolerations)),
+        "tolerations": _tolerations(service),
         "priorityClassName": given.priority_class_name,
         "runtimeClassName": given.runtime_class_name,
     }
@@ -79,6 +82,7 @@ def _replica(service: ModelService, revision: str, pods: PodDefaults) -> Object:
     return {
         "name": names.REPLICA_CONTAINER,
         **_container(service, revision, pods),
+        "resources": _resources(service),
         "command": ["python", "-m", "servewright_runtime.pod"],
         "ports": [
             {"name": names.HTTP_PORT_NAME, "containerPort": names.HTTP_PORT, "protocol": "TCP"},
@@ -108,8 +112,9 @@ def _container(service: ModelService, revision: str, pods: PodDefaults) -> Objec
         REVISION_VARIABLE: revision,
     }
     given = service.spec.pod
+    default_image = pods.cuda_image if service.spec.accelerator else pods.image
     return {
-        "image": given.image or pods.image,
+        "image": given.image or default_image,
         "imagePullPolicy": pods.image_pull_policy,
         "env": [
             *map(_plain, given.env),
@@ -119,6 +124,24 @@ def _container(service: ModelService, revision: str, pods: PodDefaults) -> Objec
         "securityContext": copy.deepcopy(_SECURITY),
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
+
+
+def _resources(service: ModelService) -> Object:
+    """CPU and memory, and the accelerator, which the fetcher has no use for."""
+    resources, accelerator = _plain(service.spec.resources), service.spec.accelerator
+    if accelerator is not None:
+        for part in ("requests", "limits"):  # equal, as Kubernetes wants it of extended resources
+            resources[part][_DEVICES[accelerator.type]] = str(accelerator.count)
+    return resources
+
+
+def _tolerations(service: ModelService) -> list[Object]:
+    """The user's, and of the taint by which nodes are kept for what needs their accelerators."""
+    given = list(map(_plain, service.spec.pod.tolerations))
+    if service.spec.accelerator is not None:
+        key = _DEVICES[service.spec.accelerator.type]
+        given.append({"key": key, "operator": "Exists", "effect": "NoSchedule"})
+    return given
 
 
 def _manifest(service: ModelService) -> str:

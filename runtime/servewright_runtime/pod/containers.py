@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from servewright_runtime import logs
-from servewright_runtime.config import ReplicaModel, resolve
+from servewright_runtime.config import ReplicaModel, check_accelerators, resolve
 from servewright_runtime.errors import ServewrightError
 from servewright_runtime.hardware import detect
 from servewright_runtime.pod import weights
@@ -74,6 +74,7 @@ def serve(given: Given, place: Place) -> int:
     service, mounts = given.service, place.mounts
 
     def prepare() -> list[ReplicaModel]:
+        check_accelerators([service])
         try:
             path, digest = weights.find(service, mounts)
         except ServewrightError as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from servewright_runtime.config import KvPlan, ReplicaModel, kv_plan
-from servewright_runtime.errors import ServewrightError
+from servewright_runtime.errors import ConfigError, ServewrightError
 from servewright_runtime.models import registry
 from servewright_runtime.models.loaded import LoadedModel
 from servewright_runtime.models.runner import LlamaConfig
@@ -49,6 +49,11 @@ def load_all(models: Sequence[ReplicaModel], progress: Callable[[float], None]) 
 
 
 def _load(model: ReplicaModel, progress: Callable[[int, int], None]) -> Loaded:
+    if model.accelerator is not None:
+        raise ConfigError(
+            f"{model.title}: spec.accelerator asks for a GPU, but this version has no runner for "
+            "one; remove spec.accelerator."
+        )
     plans: list[KvPlan] = []
 
     def num_blocks(config: LlamaConfig) -> int:

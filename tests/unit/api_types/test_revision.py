@@ -31,6 +31,7 @@ def test_it_is_short_and_fit_for_a_name() -> None:
         {"spec.probe.expect": "Paris"},
         {"spec.limits.maxQueued": 3},
         {"spec.access.mode": "Open"},
+        {"spec.accelerator": {"type": "nvidia"}},
         {"spec.resources.limits.memory": "4Gi"},
         {"spec.rollout.drainSeconds": 5},
         {"spec.pod.env": [{"name": "A", "value": "b"}]},

@@ -14,10 +14,14 @@ import pytest
 import yaml
 
 from servewright_api import __version__
+from servewright_runtime.cuda import availability
 from support.manifests import make_manifest
 from support.tree import ROOT
 
 EXAMPLE = "examples/01-smollm2.yaml"
+needs_no_device = pytest.mark.skipif(
+    availability.unavailable() is None, reason="this machine has a CUDA device that works"
+)
 
 
 def servewright(
@@ -124,6 +128,21 @@ def test_a_wrong_call_is_exit_code_2_and_says_why(arguments: list[str], words: s
     assert result.returncode == 2
     assert words in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@needs_no_device
+def test_a_device_that_is_not_here_is_told_in_a_sentence_before_anything_is_fetched(
+    tmp_path: Path,
+) -> None:
+    cache = {"SERVEWRIGHT_CACHE": str(tmp_path / "cache")}
+    result = servewright("run", "examples/05-gpu.yaml", environment=cache)
+    assert (result.returncode, result.stdout) == (2, "")
+    missing = str(availability.unavailable()).rstrip(".")
+    assert result.stderr == (
+        "error: ModelService default/fast: spec.accelerator asks for a GPU, but none can be used "
+        f"here ({missing}); mend that or remove spec.accelerator.\n"
+    )
+    assert not (tmp_path / "cache").exists()
 
 
 def test_an_empty_folder_of_keys_is_refused(tmp_path: Path) -> None:

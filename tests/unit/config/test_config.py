@@ -13,17 +13,20 @@ from hypothesis import strategies as st
 
 from servewright_runtime.config import (
     ReplicaModel,
+    check_accelerators,
     check_served_names,
     dump_models,
     kv_plan,
     load_models,
     resolve,
 )
+from servewright_runtime.cuda import availability
 from servewright_runtime.errors import ConfigError
 from servewright_runtime.hardware import Hardware
 from servewright_runtime.models.runner import BLOCK_TOKENS, LlamaConfig
 from support.manifests import make_service
 
+GPU = {"type": "nvidia"}
 MACHINE = Hardware(4, 8 * 2**30, "x86_64", "Linux", "A Fine CPU")
 
 
@@ -79,13 +82,36 @@ def test_open_needs_no_keys_and_api_key_has_a_folder() -> None:
 
 
 def test_models_cross_processes_unchanged() -> None:
-    models = [make_replica_model(), make_replica_model({"spec.probe.expect": "Pariß"})]
+    changes: list[dict[str, Any]] = [{}, {"spec.probe.expect": "Pariß"}, {"spec.accelerator": GPU}]
+    models = [make_replica_model(each) for each in changes]
     assert load_models(dump_models(models)) == models
 
 
 def test_more_cache_than_memory_is_refused_with_both_numbers() -> None:
     with pytest.raises(ConfigError, match=r"kvCache is 9Gi \(9663676416 bytes\).*8589934592"):
         make_replica_model({"spec.engine.kvCache": "9Gi"})
+
+
+def test_a_cache_in_a_devices_memory_may_be_larger_than_the_hosts() -> None:
+    model = make_replica_model({"spec.engine.kvCache": "9Gi", "spec.accelerator": GPU})
+    assert (model.accelerator, model.kv_bytes) == ("nvidia", 9 * 2**30)
+    assert make_replica_model().accelerator is None
+
+
+def test_a_missing_device_is_told_of_the_model_that_wants_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    services = [make_service(), make_service({"metadata.name": "fast", "spec.accelerator": GPU})]
+    monkeypatch.setattr(availability, "unavailable", lambda: None)
+    check_accelerators(services)
+    monkeypatch.setattr(availability, "unavailable", lambda: "There is no driver; install it.")
+    check_accelerators(services[:1])
+    with pytest.raises(ConfigError) as caught:
+        check_accelerators(services)
+    assert caught.value.message == (
+        "ModelService default/fast: spec.accelerator asks for a GPU, but none can be used here "
+        "(There is no driver; install it); mend that or remove spec.accelerator."
+    )
 
 
 def test_one_served_name_means_one_model() -> None:

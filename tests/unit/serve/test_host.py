@@ -32,6 +32,7 @@ MODEL = ReplicaModel(
     digest="sha256:" + "0" * 64,
     format=None,
     kernel="Auto",
+    accelerator=None,
     threads=1,
     max_model_len=None,
     max_batch=8,
@@ -276,3 +277,11 @@ def test_a_file_that_cannot_be_loaded_is_told_with_the_model_it_is_of(tmp_path: 
         file.write_bytes(content)
         with pytest.raises(ConfigError, match=rf"^ModelService default/tiny: .*0123abcd: {words}"):
             load_all([replace(MODEL, path=str(file))], lambda fraction: None)
+
+
+def test_no_model_that_wants_a_gpu_is_computed_on_the_cpu(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(b"")
+    model = replace(MODEL, accelerator="nvidia", path=str(path))
+    with pytest.raises(ConfigError, match=r"default/tiny: spec\.accelerator asks for a GPU"):
+        load_all([model], lambda fraction: None)

@@ -104,7 +104,9 @@ def _selectors(children: list[Object]) -> Iterator[Object]:
 def test_no_operator_no_default_and_no_edit_of_the_rest_touches_a_stored_template(
     service: ModelService,
 ) -> None:
-    stored = make_rollout(service, pods=PodDefaults("example.com/old:1", "Always", ("old",)))
+    stored = make_rollout(
+        service, pods=PodDefaults("example.com/old:1", "example.com/old-cuda:1", "Always", ("old",))
+    )
     (kept,) = stored.kept
     # As another version of the operator may have rendered it.
     kept.template["spec"]["hostname"] = "from-another-version"
@@ -127,7 +129,7 @@ def test_the_runtime_is_told_the_same_bytes_for_the_same_revision(service: Model
         (document,) = json.loads(text)
         told = parse_manifest(document, in_cluster=True)
         assert told.metadata.name == service.metadata.name
-        for group in ("model", "engine", "limits", "access"):
+        for group in ("model", "engine", "accelerator", "limits", "access"):
             assert getattr(told.spec, group) == getattr(service.spec, group)
         assert told.spec.probe.prompt == service.spec.probe.prompt
         assert told.spec.rollout.drain_seconds == service.spec.rollout.drain_seconds
@@ -221,9 +223,23 @@ def test_a_pod_that_goes_has_time_to_linger_to_drain_and_to_end() -> None:
     assert spec["terminationGracePeriodSeconds"] == 130
 
 
+@given(model_services())
+def test_an_accelerator_is_claimed_by_the_replica_alone(service: ModelService) -> None:
+    spec, wanted = pod_of(service), service.spec.accelerator
+    (replica,) = spec["containers"]
+    for container in containers(spec):
+        claim = "1" if wanted is not None and container is replica else None
+        for part in container["resources"].values():
+            assert part.get("nvidia.com/gpu") == claim
+        image = PODS.image if wanted is None else PODS.cuda_image
+        assert container["image"] == service.spec.pod.image or image
+    taints = [each.get("key") for each in spec.get("tolerations", ())]
+    assert ("nvidia.com/gpu" in taints) == (wanted is not None)
+
+
 def test_pull_secrets_of_user_and_installation_are_named_once() -> None:
     given = {"spec.pod.imagePullSecrets": [{"name": "mine"}, {"name": "both"}]}
-    pods = PodDefaults("x", image_pull_secrets=("both", "theirs"))
+    pods = PodDefaults("x", "y", image_pull_secrets=("both", "theirs"))
     spec = pod.template(make_service(given), "r", pods)["spec"]
     assert spec["imagePullSecrets"] == [{"name": "mine"}, {"name": "both"}, {"name": "theirs"}]
 

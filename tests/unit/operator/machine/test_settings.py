@@ -6,12 +6,14 @@ import pytest
 
 from servewright_operator.settings import Settings, SettingsError
 
-LEAST = {"SERVEWRIGHT_RUNTIME_IMAGE": "registry.example/runtime:1"}
+RUNTIME = {"SERVEWRIGHT_RUNTIME_IMAGE": "registry.example/runtime:1"}
+LEAST = {**RUNTIME, "SERVEWRIGHT_CUDA_IMAGE": "registry.example/runtime-cuda:1"}
 
 
-def test_the_image_is_enough() -> None:
+def test_the_images_are_enough() -> None:
     settings = Settings.of(LEAST, "somewhere")
     assert settings.pods.image == "registry.example/runtime:1"
+    assert settings.pods.cuda_image == "registry.example/runtime-cuda:1"
     assert settings.identity == "somewhere"
     assert settings.namespaces == ()
     assert settings.port == 8080
@@ -42,10 +44,11 @@ def test_every_variable_is_read() -> None:
     ("environ", "words"),
     [
         ({}, "SERVEWRIGHT_RUNTIME_IMAGE is not set: give it the image that replicas run."),
+        (RUNTIME, "SERVEWRIGHT_CUDA_IMAGE is not set: .* that replicas with an accelerator run."),
         ({**LEAST, "SERVEWRIGHT_PORT": "http"}, "SERVEWRIGHT_PORT is 'http': give it a port's"),
         ({**LEAST, "SERVEWRIGHT_LOG_LEVEL": "loud"}, "'loud': give it one of debug, info"),
     ],
-    ids=["no image", "a port that is none", "a level that is none"],
+    ids=["no image", "no image for accelerators", "a port that is none", "a level that is none"],
 )
 def test_a_mistake_is_told_with_its_cure(environ: dict[str, str], words: str) -> None:
     with pytest.raises(SettingsError, match=words):

@@ -40,7 +40,9 @@ def happen(world: Pretend, event: tuple[str, Any]) -> None:
         case "fate":
             world.fate = detail
         case "restart":
-            world.restart_operator(PodDefaults(f"registry.example/servewright-runtime:{detail}"))
+            world.restart_operator(
+                PodDefaults(f"registry.example/runtime:{detail}", f"registry.example/cuda:{detail}")
+            )
         case "steps":
             for _ in range(detail):
                 world.step()

@@ -39,7 +39,9 @@ def template(world: Pretend, revision: str) -> object:
 def test_a_new_operator_with_another_image_restarts_nothing() -> None:
     world = settled()
     before = copy.deepcopy(world.deployment)
-    world.restart_operator(PodDefaults("registry.example/servewright-runtime:9", "Always"))
+    world.restart_operator(
+        PodDefaults("registry.example/runtime:9", "registry.example/cuda:9", "Always")
+    )
     for _ in range(10):
         world.step()
     assert world.deployment["spec"] == before["spec"]
@@ -49,15 +51,13 @@ def test_a_new_operator_with_another_image_restarts_nothing() -> None:
 def test_a_new_value_of_restarted_at_takes_todays_image() -> None:
     world = settled()
     first = world.running
-    world.restart_operator(PodDefaults("registry.example/servewright-runtime:9"))
+    world.restart_operator(PodDefaults("registry.example/runtime:9", "registry.example/cuda:9"))
     world.service["metadata"]["annotations"] = {names.RESTARTED_AT_ANNOTATION: "2026-11-23T05:00Z"}
     world.reconcile()
     world.settle()
     assert world.running != first
     containers = world.deployment["spec"]["template"]["spec"]["containers"]
-    assert {container["image"] for container in containers} == {
-        "registry.example/servewright-runtime:9"
-    }
+    assert {container["image"] for container in containers} == {"registry.example/runtime:9"}
     assert world.truth("Ready") == "True"
 
 
@@ -65,7 +65,7 @@ def test_the_deployment_has_the_stored_template_byte_for_byte() -> None:
     world = settled()
     first = world.running
     edited(world, TWO)
-    world.restart_operator(PodDefaults("registry.example/servewright-runtime:9"))
+    world.restart_operator(PodDefaults("registry.example/runtime:9", "registry.example/cuda:9"))
     stored = copy.deepcopy(template(world, first))
     assert edited(world, ONE) == first
     assert world.deployment["spec"]["template"] == stored == template(world, first)
@@ -122,7 +122,7 @@ def test_neither_restart_nor_time_tries_a_failed_revision_again(minutes: int) ->
     world.fate = "crash"
     failed = edited(world, TWO)
     world.fate, world.fates[failed] = "good", "good"
-    world.restart_operator(PodDefaults("registry.example/servewright-runtime:9"))
+    world.restart_operator(PodDefaults("registry.example/runtime:9", "registry.example/cuda:9"))
     world.now += timedelta(minutes=minutes)
     for _ in range(10):
         world.step()
@@ -266,7 +266,7 @@ def test_a_memory_that_was_deleted_comes_back_from_the_deployment() -> None:
     # What the API server adds to a template's metadata.
     world.deployment["spec"]["template"]["metadata"]["creationTimestamp"] = None
     del world.children[name]
-    world.restart_operator(PodDefaults("registry.example/servewright-runtime:9"))
+    world.restart_operator(PodDefaults("registry.example/runtime:9", "registry.example/cuda:9"))
     world.reconcile()
     assert name in world.children
     assert world.deployment["spec"] == before

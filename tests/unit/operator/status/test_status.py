@@ -63,7 +63,7 @@ def test_a_decision_changes_nothing_that_it_was_given(situation: Callable[[], Pr
 def test_a_restarted_operator_writes_nothing(situation: Callable[[], Pretend]) -> None:
     """It remembers no call, no state and no word, and its defaults are new."""
     world = situation()
-    world.restart_operator(PodDefaults("registry.example/servewright-runtime:2"))
+    world.restart_operator(PodDefaults("registry.example/runtime:2", "registry.example/cuda:2"))
     writes, children = world.status_writes, len(world.child_writes)
     made = world.reconcile()
     assert (world.status_writes, len(world.child_writes)) == (writes, children)
