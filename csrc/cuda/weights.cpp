@@ -66,12 +66,19 @@ uint32_t gather_nibbles(uint64_t w) {
   return (low & 0xFF) | (high & 0xFF) << 8 | (low & 0xFF00) << 8 | (high & 0xFF00) << 16;
 }
 
-// 32 columns (BF16: `cols`) of the rows g and g + 8 of a tile, `a` and `b`.
+// 32 columns of the rows g and g + 8 of a tile, `a` and `b`; fewer, `cols`, at the end of BF16's.
 template <Weight TYPE>
 void pack_block(const uint8_t* a, const uint8_t* b, int g, int block, int cols, uint8_t* tile) {
   using T = Tile<TYPE>;
   if constexpr (TYPE == Weight::BF16) {
-    for (int t = 0; 8 * t < cols; ++t) {
+    uint8_t ends[2][2 * BLOCK_COLS] = {};
+    if (cols < BLOCK_COLS) {
+      std::memcpy(ends[0], a, 2 * cols);
+      std::memcpy(ends[1], b, 2 * cols);
+      a = ends[0];
+      b = ends[1];
+    }
+    for (int t = 0; t < 4; ++t) {
       uint8_t* lane = tile + 16 * (4 * g + t);
       for (int pair = 0; pair < 4; ++pair) {
         uint8_t* to = lane + pair / 2 * PIECE_BYTES + pair % 2 * 8;
