@@ -36,7 +36,8 @@ READ_SECONDS = 0.7
 class Plan:
     """What one run measures, on what."""
 
-    model: Path
+    model: Path  # of Q4_0, each engine's best
+    other_types: dict[str, Path]  # tensor type -> the model in it, for decode alone
     words: list[int]  # token ids that prompts are made of
     rival: Rival | None
     threads: tuple[int, ...]  # counts for decode and prefill, ascending; servers take the last
@@ -54,20 +55,13 @@ class Plan:
         return max(self.requests)
 
 
-def read_rate(plan: Plan, result: Result) -> None:
-    """Streaming reads from 2 MiB pages, the ceiling of decoding."""
-    for threads in plan.threads:
-        rate = machine.read_rate_gb_s(
-            plan.read_rate, threads=threads, huge_pages=True, seconds=READ_SECONDS
-        )
-        result.add(f"read_{threads}t_gb_s", MACHINE, rate)
-
-
 def throughput(plan: Plan, result: Result, repeat: int) -> None:
     """Decode and prefill of one sequence, no HTTP: ours through `Engine`, theirs by llama-bench."""
     for threads in plan.threads:
         for who in _order(plan, repeat):
-            found = _throughput(plan, who, threads)
+            if who == OURS:
+                _read_rate(plan, result, threads)
+            found = _throughput(plan, who, plan.model, threads)
             decode = statistics.median(found["decode"])
             result.add(f"decode_{threads}t_tok_s", who, decode)
             result.add(f"prefill_{threads}t_tok_s", who, statistics.median(found["prefill"]))
@@ -78,12 +72,30 @@ def throughput(plan: Plan, result: Result, repeat: int) -> None:
                 result.add(f"decode_{threads}t_gb_s", OURS, read)
 
 
+def other_types(plan: Plan, result: Result, repeat: int) -> None:
+    """Decode of the other tensor types, as in `throughput`."""
+    for tensor_type, model in plan.other_types.items():
+        for threads in plan.threads:
+            for who in _order(plan, repeat):
+                found = _throughput(plan, who, model, threads, decode_only=True)
+                metric = f"decode_{tensor_type.lower()}_{threads}t_tok_s"
+                result.add(metric, who, statistics.median(found["decode"]))
+
+
+def _read_rate(plan: Plan, result: Result, threads: int) -> None:
+    """Streaming reads from 2 MiB pages, as the weights have: the ceiling of the decode after it."""
+    rate = machine.read_rate_gb_s(
+        plan.read_rate, threads=threads, huge_pages=True, seconds=READ_SECONDS
+    )
+    result.add(f"read_{threads}t_gb_s", MACHINE, rate)
+
+
 def stolen_core(plan: Plan, result: Result, repeat: int) -> None:
     """Decode with all threads while a stranger keeps one core busy, and without."""
     for who in _order(plan, repeat):
-        alone = _throughput(plan, who, plan.most_threads, decode_only=True)
+        alone = _throughput(plan, who, plan.model, plan.most_threads, decode_only=True)
         with _busy_core():
-            disturbed = _throughput(plan, who, plan.most_threads, decode_only=True)
+            disturbed = _throughput(plan, who, plan.model, plan.most_threads, decode_only=True)
         result.add("undisturbed_tok_s", who, statistics.median(alone["decode"]))
         result.add("stolen_tok_s", who, statistics.median(disturbed["decode"]))
 
@@ -150,13 +162,15 @@ def _order(plan: Plan, repeat: int) -> list[str]:
     return who if repeat % 2 == 0 else who[::-1]
 
 
-def _throughput(plan: Plan, who: str, threads: int, *, decode_only: bool = False) -> dict[str, Any]:
+def _throughput(
+    plan: Plan, who: str, model: Path, threads: int, *, decode_only: bool = False
+) -> dict[str, Any]:
     if who == OURS:
         what = "decode" if decode_only else "throughput"
-        return in_process(what, plan.model, threads=threads, repeats=plan.samples)
+        return in_process(what, model, threads=threads, repeats=plan.samples)
     assert plan.rival is not None
     return plan.rival.throughput(
-        plan.model, threads=threads, repeats=plan.samples, decode_only=decode_only
+        model, threads=threads, repeats=plan.samples, decode_only=decode_only
     )
 
 

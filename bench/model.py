@@ -1,8 +1,9 @@
-"""The model file that both engines are measured on.
+"""The model files that both engines are measured on.
 
 The example model is shipped as Q4_1, for which llama.cpp has no repacked kernels. To compare each
-engine at its best, its Q4_1 tensors become Q4_0 with gguf's own quantiser; every other tensor (the
+engine at its best, its 4-bit tensors become Q4_0 with gguf's own quantiser; every other tensor (the
 Q8_0 embedding, the F32 norms) is copied byte by byte, so both engines read one and the same file.
+The same is done for the other types that decoding is measured with.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ def example_model(manifest: Path) -> Path:
     return fetch(spec["source"], digest=spec["digest"], cache=Cache.from_environment()).path
 
 
-def requantised(source: Path, directory: Path) -> Path:
-    """`source` with its Q4_1 tensors as Q4_0, kept in `directory` under the source's hash."""
+def requantised(source: Path, directory: Path, tensor_type: str) -> Path:
+    """`source` with its 4-bit tensors as `tensor_type`, kept in `directory` under its hash."""
     with source.open("rb") as f:
         digest = hashlib.file_digest(f, "sha256").hexdigest()
-    target = directory / f"q4_0-{digest[:16]}.gguf"
+    target = directory / f"{tensor_type.lower()}-{digest[:16]}.gguf"
     if not target.exists():
         directory.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(f".{os.getpid()}")
-        _write_q4_0(source, partial)
+        _write(source, partial, gguf.GGMLQuantizationType[tensor_type])
         partial.rename(target)
     return target
 
 
-def _write_q4_0(source: Path, target: Path) -> None:
-    q4_0, q4_1 = gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q4_1
+def _write(source: Path, target: Path, wanted: gguf.GGMLQuantizationType) -> None:
+    four_bit = (gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q4_1)
     reader = gguf.GGUFReader(source)
     architecture = reader.fields["general.architecture"].contents()
     writer = gguf.GGUFWriter(target, arch=cast(str, architecture))
@@ -49,16 +50,16 @@ def _write_q4_0(source: Path, target: Path) -> None:
             continue  # the writer's own
         value = field.contents()
         if field.name == "general.file_type":
-            value = int(gguf.LlamaFileType.MOSTLY_Q4_0)
+            value = int(gguf.LlamaFileType[f"MOSTLY_{wanted.name}"])
         is_array = field.types[0] == gguf.GGUFValueType.ARRAY
         writer.add_key_value(
             field.name, value, field.types[0], sub_type=field.types[-1] if is_array else None
         )
     for tensor in reader.tensors:
         data, kind = tensor.data, tensor.tensor_type
-        if kind == q4_1:
-            values = gguf.quants.dequantize(np.ascontiguousarray(data), q4_1)
-            data, kind = gguf.quants.quantize(values, q4_0), q4_0
+        if kind in four_bit and kind != wanted:
+            values = gguf.quants.dequantize(np.ascontiguousarray(data), kind)
+            data, kind = gguf.quants.quantize(values, wanted), wanted
         writer.add_tensor(tensor.name, data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -22,7 +22,11 @@ def replaced(page: str, part: str, text: str) -> str:
     return f"{head}{begin_mark}\n{text}{end_mark}{tail}"
 
 
-def write(part: str, text: str) -> None:
-    """Renew one part of the page."""
+def write(part: str, text: str, picture: str | None = None) -> None:
+    """Renew one part of the page. picture: an SVG to keep beside the page and show first."""
+    if picture is not None:
+        path = PAGE.with_name(f"{part}.svg")
+        path.write_text(picture)
+        text = f"![{part}]({path.name})\n\n{text}"
     PAGE.write_text(replaced(PAGE.read_text(), part, text))
     print(f"written: {PAGE}")

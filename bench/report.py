@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from bench.loads import OTHER_TYPES
 from bench.result import BARE, IN_PROCESS, MACHINE, OURS, RIVAL, Result
 
 
@@ -24,11 +25,16 @@ class Target:
         return ratio >= self.ratio if self.at_least else ratio <= self.ratio
 
     def __str__(self) -> str:
-        return f"{'>=' if self.at_least else '<='} {self.ratio:g}"
+        return f"{'>=' if self.at_least else '<='} {self.ratio:.3g}"
 
 
-SPEED_TARGET = Target(1.3, True)
-RATE_TARGET, TTFT_TARGET = Target(2, True), Target(0.5, False)
+# Of one thread, by the kernels that run.
+DECODE_TARGETS = {"avx512": Target(1.5, True), "avx2": Target(1.6, True)}
+DECODE_THREADS_TARGET = Target(1.8, True)  # more threads than one
+OTHER_TYPES_TARGET = Target(1.4, True)
+READ_TARGET = Target(0.85, True)  # one thread
+PREFILL_TARGET = Target(2, True)
+RATE_TARGET, TTFT_TARGET = Target(2.8, True), Target(1 / 3, False)
 HTTP_TARGET = Target(0.9, True)
 NEIGHBOUR_TARGET = Target(0.45, True)
 LOADING_TARGET = Target(1.2, False)
@@ -61,13 +67,23 @@ class Verdict:
         return self.target.holds(self.ratio)
 
 
-def rows(threads: Sequence[int], streams: Sequence[int]) -> list[Row]:
+def rows(result: Result) -> list[Row]:
     """This engine beside llama.cpp, for the thread and stream counts of a result."""
+    threads, streams = result.settings["threads"], result.settings["streams"]
+    one_thread = DECODE_TARGETS.get(result.versions.get("kernel", ""))
     table = []
-    for what, title in (("decode", "decode, 1 stream"), ("prefill", "prefill 512")):
+    for count in threads:
+        target = one_thread if count == 1 else DECODE_THREADS_TARGET
+        label = f"decode Q4_0, {_counted(count, 'thread')}, tok/s"
+        table.append(_rival_row(label, f"decode_{count}t_tok_s", target=target))
+    for name in OTHER_TYPES:
         for count in threads:
-            label = f"{title}, {_counted(count, 'thread')}, tok/s"
-            table.append(_rival_row(label, f"{what}_{count}t_tok_s", target=SPEED_TARGET))
+            label = f"decode {name}, {_counted(count, 'thread')}, tok/s"
+            metric = f"decode_{name.lower()}_{count}t_tok_s"
+            table.append(_rival_row(label, metric, target=OTHER_TYPES_TARGET))
+    for count in threads:
+        label = f"prefill 512, {_counted(count, 'thread')}, tok/s"
+        table.append(_rival_row(label, f"prefill_{count}t_tok_s", target=PREFILL_TARGET))
     for count in streams:
         title, metric = f"HTTP {_counted(count, 'stream')}", f"http_{count}"
         most = count == max(streams)
@@ -78,6 +94,9 @@ def rows(threads: Sequence[int], streams: Sequence[int]) -> list[Row]:
             _rival_row(f"{title}, TTFT p99, ms", f"{metric}_ttft_p99_s", scale=1e3),
             _rival_row(
                 f"{title}, token to token p50, ms", f"{metric}_gap_p50_s", scale=1e3, digits=1
+            ),
+            _rival_row(
+                f"{title}, token to token p99, ms", f"{metric}_gap_p99_s", scale=1e3, digits=1
             ),
         ]
     for label, metric in (
@@ -90,8 +109,9 @@ def rows(threads: Sequence[int], streams: Sequence[int]) -> list[Row]:
     return table
 
 
-def own_rows(threads: Sequence[int], streams: Sequence[int]) -> list[Row]:
+def own_rows(result: Result) -> list[Row]:
     """This engine beside itself and the machine."""
+    threads, streams = result.settings["threads"], result.settings["streams"]
     many, rate = _counted(max(streams), "stream"), f"http_{max(streams)}_tok_s"
     table = [
         Row(f"HTTP / in-process, {many}, tok/s", rate, OURS, rate, IN_PROCESS, target=HTTP_TARGET),
@@ -101,7 +121,8 @@ def own_rows(threads: Sequence[int], streams: Sequence[int]) -> list[Row]:
     for count in threads:
         title = f"bytes decoding reads / streaming read, {_counted(count, 'thread')}, GB/s"
         ours, machine = f"decode_{count}t_gb_s", f"read_{count}t_gb_s"
-        table.append(Row(title, ours, OURS, machine, MACHINE, digits=1))
+        target = READ_TARGET if count == 1 else None
+        table.append(Row(title, ours, OURS, machine, MACHINE, digits=1, target=target))
     title = "decode with a busy neighbour / undisturbed, "
     stolen, alone = "stolen_tok_s", "undisturbed_tok_s"
     rise, packed = "loading_rise_bytes", "loading_weights_bytes"
@@ -143,9 +164,8 @@ def ratios(result: Result, row: Row) -> list[float]:
 
 def verdicts(result: Result) -> list[Verdict]:
     """Every target that this result says something about."""
-    threads, streams = result.settings["threads"], result.settings["streams"]
     found = []
-    for row in rows(threads, streams) + own_rows(threads, streams):
+    for row in rows(result) + own_rows(result):
         measured = ratios(result, row)
         if row.target is not None and measured:
             found.append(Verdict(row.label, statistics.median(measured), row.target))
@@ -154,17 +174,16 @@ def verdicts(result: Result) -> list[Verdict]:
 
 def render(result: Result) -> str:
     """The whole report as Markdown that also reads well in a terminal."""
-    threads, streams = result.settings["threads"], result.settings["streams"]
-    main = _table(result, rows(threads, streams), ("this engine", "llama.cpp"))
-    own = _table(result, own_rows(threads, streams), ("first", "second"))
+    main = _table(result, rows(result), ("this engine", "llama.cpp"))
+    own = _table(result, own_rows(result), ("first", "second"))
     facts = [f"{name}: {value}" for name, value in result.machine.items()]
     versions = [f"{name} {value}" for name, value in result.versions.items()]
     settings = result.settings
     lines = [
         f"Measured {result.began} at commit {result.commit}: {settings['repeats']} alternating "
         f"repetitions, {settings['tokens_in']} tokens in and {settings['tokens_out']} out a "
-        f"request, servers with {max(threads)} threads. Medians, with the smallest and largest "
-        "repetition in brackets; a ratio is taken within each repetition.",
+        f"request, servers with {max(settings['threads'])} threads. Medians, with the smallest "
+        "and largest repetition in brackets; a ratio is taken within each repetition.",
         "",
         *main,
         "",

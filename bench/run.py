@@ -2,7 +2,7 @@
 
 Each repetition measures one engine right after the other and changes the order, so that what the
 machine does meanwhile hits both alike. Every part runs in a process of its own. The whole takes
-about 10 minutes, `--quick` about 2.
+about 11 minutes, `--quick` about 2.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Run as a file, and of this checkout, whatever is installed.
 sys.path[:0] = [str(ROOT), str(ROOT / "operator"), str(ROOT / "runtime"), str(ROOT / "tests")]
 
-from bench import machine, measures, page, report  # noqa: E402
-from bench.loads import TOKENS_IN, TOKENS_OUT  # noqa: E402
+from bench import machine, measures, page, plot, report  # noqa: E402
+from bench.loads import OTHER_TYPES, TOKENS_IN, TOKENS_OUT  # noqa: E402
 from bench.model import example_model, requantised, word_tokens  # noqa: E402
 from bench.result import Result  # noqa: E402
 from bench.rivals import find_rival  # noqa: E402
@@ -35,7 +35,7 @@ LARGE_BYTES = 500_000_000
 # Above this share of all cores, other work is worth a note.
 QUIET_SHARE = 0.03
 # Streams -> requests of each: enough that a load takes some seconds.
-FULL = {1: 12, 4: 8, 16: 4}
+FULL = {1: 10, 4: 6, 16: 4}
 QUICK = {1: 4, 4: 3, 16: 2}
 
 
@@ -43,7 +43,7 @@ def main() -> int:
     args = _arguments()
     args.out.mkdir(parents=True, exist_ok=True)
     plan = _plan(args)
-    repeats = args.repeats or (1 if args.quick else 5)
+    repeats = args.repeats or (1 if args.quick else 4)
     result = _empty_result(plan, repeats)
     failed = False
     try:
@@ -58,7 +58,7 @@ def main() -> int:
     if failed:
         return 1
     if args.write_docs:
-        page.write("bench", text)
+        page.write("bench", text, plot.draw(result))
     missed = [verdict for verdict in report.verdicts(result) if not verdict.holds]
     for verdict in missed:
         print(f"missed: {verdict.label}: {verdict.ratio:.2f}, target {verdict.target}")
@@ -68,7 +68,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one short repetition")
-    parser.add_argument("--repeats", type=int, help="alternating repetitions (5; quick: 1)")
+    parser.add_argument("--repeats", type=int, help="alternating repetitions (4; quick: 1)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--model", type=Path, help="GGUF file to requantise (the example's)")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "out")
@@ -79,9 +79,11 @@ def _arguments() -> argparse.Namespace:
 
 
 def _plan(args: argparse.Namespace) -> measures.Plan:
-    model = requantised(args.model or example_model(EXAMPLE), args.out)
+    source = args.model or example_model(EXAMPLE)
+    model = requantised(source, args.out, "Q4_0")
     return measures.Plan(
         model=model,
+        other_types={name: requantised(source, args.out, name) for name in OTHER_TYPES},
         words=word_tokens(model),
         rival=find_rival(),
         threads=tuple(sorted({1, args.threads})),
@@ -126,8 +128,8 @@ def _measure(plan: measures.Plan, result: Result, repeats: int) -> None:
     for repeat in range(repeats):
         seconds = time.monotonic() - began
         print(f"{seconds:4.0f} s: repetition {repeat + 1} of {repeats}", flush=True)
-        measures.read_rate(plan, result)
         measures.throughput(plan, result, repeat)
+        measures.other_types(plan, result, repeat)
         measures.serving(plan, result, repeat)
         measures.stolen_core(plan, result, repeat)
     with tempfile.TemporaryDirectory(dir=plan.out) as folder:

@@ -27,8 +27,8 @@ def cells(text: str, label: str) -> list[str]:
 
 def test_a_row_shows_medians_spread_and_the_median_of_paired_ratios() -> None:
     result = make_result(decode_2t_tok_s={OURS: [300, 310, 200], RIVAL: [100, 310, 100]})
-    row = cells(render(result), "decode, 1 stream, 2 threads, tok/s")
-    assert row[1:] == ["300 (200..310)", "100 (100..310)", "2.00 (1.00..3.00)", ">= 1.3", "yes"]
+    row = cells(render(result), "decode Q4_0, 2 threads, tok/s")
+    assert row[1:] == ["300 (200..310)", "100 (100..310)", "2.00 (1.00..3.00)", ">= 1.8", "yes"]
 
 
 def test_a_missed_target_is_told() -> None:
@@ -37,7 +37,7 @@ def test_a_missed_target_is_told() -> None:
     assert not verdict.holds
     assert verdict.ratio == pytest.approx(0.6)
     assert cells(render(result), "HTTP 16 streams, TTFT p50, ms")[1:] == [
-        "600", "1,000", "0.60", "<= 0.5", "NO",
+        "600", "1,000", "0.60", "<= 0.333", "NO",
     ]  # fmt: skip
 
 
@@ -52,10 +52,19 @@ def test_only_the_largest_stream_count_has_a_target() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("kernel", "target"), [("avx512", ">= 1.5"), ("avx2", ">= 1.6"), ("another", "")]
+)
+def test_one_thread_s_target_is_that_of_the_kernels_that_ran(kernel: str, target: str) -> None:
+    result = make_result(decode_1t_tok_s={OURS: [155], RIVAL: [100]})
+    result.versions["kernel"] = kernel
+    assert cells(render(result), "decode Q4_0, 1 thread, tok/s")[4] == target
+
+
 def test_without_a_rival_our_numbers_stand_alone_and_nothing_is_claimed() -> None:
     result = make_result(decode_2t_tok_s={OURS: [300]})
-    row = cells(render(result), "decode, 1 stream, 2 threads, tok/s")
-    assert row[1:] == ["300", "-", "-", ">= 1.3", ""]
+    row = cells(render(result), "decode Q4_0, 2 threads, tok/s")
+    assert row[1:] == ["300", "-", "-", ">= 1.8", ""]
     assert verdicts(result) == []
 
 
