@@ -26,7 +26,7 @@ from bench.client import percentile
 from bench.loads import DECODE_TOKENS, PREFILL_TOKENS, TOKENS_IN, TOKENS_OUT
 from bench.model import word_tokens
 
-from servewright_runtime.config import MAX_STEP_TOKENS
+from servewright_runtime.config import MAX_STEP_TOKENS, MIXED_PREFILL_TOKENS
 from servewright_runtime.engine.config import EngineConfig
 from servewright_runtime.engine.engine import Engine
 from servewright_runtime.engine.observer import NullObserver
@@ -69,6 +69,7 @@ def engine_config() -> EngineConfig:
         max_model_len=MAX_MODEL_LEN,
         max_batch=MAX_BATCH,
         max_step_tokens=MAX_STEP_TOKENS,
+        mixed_prefill_tokens=MIXED_PREFILL_TOKENS,
         max_queued=0,
         prefix_cache=True,
     )

@@ -28,8 +28,10 @@ Kernel = Literal["Auto", "Fused", "Reference"]
 AcceleratorType = Literal["nvidia"]
 
 # Tokens of one step: long enough that a prefill is bound by arithmetic and not by reading the
-# weights, short enough that running streams wait little for a stranger's prompt.
+# weights, short enough that a newcomer's first token waits little for another's prompt.
 MAX_STEP_TOKENS = 512
+# Prefill tokens of a step in which others decode: all of them wait for it.
+MIXED_PREFILL_TOKENS = 64
 # The KV cache takes at most this share of the memory, all models together, unless kvCache is given.
 DEFAULT_KV_SHARE = 4  # a quarter
 
@@ -50,6 +52,7 @@ class ReplicaModel:
     max_model_len: int | None  # None: the model's context length, reduced to what fits
     max_batch: int
     max_step_tokens: int
+    mixed_prefill_tokens: int
     prefix_cache: bool
     kv_bytes: int | None  # None: enough for max_batch sequences, at most kv_limit_bytes
     kv_limit_bytes: int
@@ -111,6 +114,7 @@ def resolve(
         max_model_len=engine.max_model_len,
         max_batch=engine.max_batch,
         max_step_tokens=max(MAX_STEP_TOKENS, engine.max_batch),
+        mixed_prefill_tokens=MIXED_PREFILL_TOKENS,
         prefix_cache=engine.prefix_cache,
         kv_bytes=kv_bytes,
         kv_limit_bytes=hardware.memory_bytes // DEFAULT_KV_SHARE // models,

@@ -97,6 +97,7 @@ async def serving(
             max_model_len=model.max_model_len,
             max_batch=model.max_batch,
             max_step_tokens=max(256, model.max_batch),
+            mixed_prefill_tokens=64,
             max_queued=model.max_queued,
             prefix_cache=model.prefix_cache,
         )

@@ -13,10 +13,12 @@ class EngineConfig:
     max_model_len: int  # tokens of prompt and output together
     max_batch: int  # sequences running at once
     max_step_tokens: int  # tokens of one step: all decodes, the rest prefill chunks
+    mixed_prefill_tokens: int  # of those, prefill tokens at most in a step that also decodes
     max_queued: int  # sequences waiting to run; one more is answered 429
     prefix_cache: bool
 
     def __post_init__(self) -> None:
         assert self.max_model_len >= 2
         assert 1 <= self.max_batch <= self.max_step_tokens, "a step must hold every decode"
+        assert self.mixed_prefill_tokens >= 1, "prompts must get on beside decodes"
         assert self.max_queued >= 0

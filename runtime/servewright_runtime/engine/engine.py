@@ -116,14 +116,15 @@ class Engine:
                 raise self._stopping
             if self._failed is not None:
                 raise Unavailable(f"The engine of {self.name} has failed and is being restarted.")
-            # What fits in the batch at once does not count as queued.
-            places = max(0, self.config.max_batch - len(self._jobs))
-            if self._waiting() + len(requests) > self.config.max_queued + places:
+            # What the batch has a place for does not count as queued, even if it runs later.
+            alive = len(self._jobs) + len(self._arrived)
+            limit = self.config.max_batch + self.config.max_queued
+            if alive + len(requests) > limit:
                 raise Overloaded(
-                    f"{self.name} has {self._waiting()} sequences waiting, of at most "
-                    f"{self.config.max_queued}; try again later."
+                    f"{self.name} has {alive} sequences running or waiting, of at most {limit}; "
+                    "try again later."
                 )
-            if not self._jobs and not self._arrived:
+            if not alive:
                 self._last_step_at = now  # idle time is no stall
             for request in requests:
                 self._order += 1

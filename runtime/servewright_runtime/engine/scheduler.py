@@ -3,7 +3,9 @@
 Plain data in, plain data out: no model, no thread, no clock. The rules:
 
 - Sequences run in order of arrival. Those that decode go first, a token each; what is left of the
-  step's token budget goes to prefill chunks.
+  step's token budget goes to prefill chunks. Beside decodes that is little, so that they never wait
+  long for a prompt, and so that requests which came together do not go on in step: each that ends
+  then finds others decoding and its successor is prefilled alone, at once.
 - A waiting sequence starts when a batch place, budget and KV blocks for all its tokens are there.
   None overtakes the one before it, so none starves.
 - When a running sequence finds no block, the latest arrival among the running gives all of its
@@ -73,13 +75,13 @@ class Scheduler:
         preempted = 0
         # Decodes first: with max_batch <= max_step_tokens none of them is ever left out.
         for decoding in (True, False):
+            if not decoding and chunks:
+                budget = min(budget, self._config.mixed_prefill_tokens)
             for sequence in [s for s in self.running if (s.pending == 1) is decoding]:
                 if budget == 0 or sequence.phase is not Phase.RUNNING:
                     continue
                 tokens = min(sequence.pending, budget)
-                freed = self._make_room(sequence, tokens, chunks)
-                preempted += len(freed)
-                budget += sum(chunk.tokens for chunk in freed)
+                preempted += self._make_room(sequence, tokens, chunks)
                 if sequence.phase is Phase.RUNNING:
                     chunks.append(Chunk(sequence, sequence.computed, tokens))
                     budget -= tokens
@@ -128,27 +130,25 @@ class Scheduler:
             assert sequence.computed <= len(sequence.blocks) * BLOCK_TOKENS
             assert sequence.computed < len(sequence.token_ids)
 
-    def _make_room(self, sequence: Sequence, tokens: int, chunks: list[Chunk]) -> list[Chunk]:
+    def _make_room(self, sequence: Sequence, tokens: int, chunks: list[Chunk]) -> int:
         """Give a running sequence the blocks for its next tokens, preempting the latest arrivals.
 
-        Returns a chunk for each preempted sequence: those already in `chunks` (taken out of it),
-        else one of no tokens. The sequence itself is preempted when it is the latest.
+        Takes what is planned for those out of `chunks` and returns how many they are. The sequence
+        itself is preempted when it is the latest.
         """
-        freed: list[Chunk] = []
+        preempted = 0
         missing = sequence.missing_blocks(sequence.computed + tokens)
         while missing > self.pool.free_blocks:
             victim = self.running.pop()
             self._release(victim)
             victim.phase = Phase.WAITING
             self.waiting.appendleft(victim)
-            planned = next((c for c in chunks if c.sequence is victim), None)
-            if planned is not None:
-                chunks.remove(planned)
-            freed.append(planned or Chunk(victim, 0, 0))
+            chunks[:] = [chunk for chunk in chunks if chunk.sequence is not victim]
+            preempted += 1
             if victim is sequence:
-                return freed
+                return preempted
         sequence.blocks.extend(self.pool.take() for _ in range(missing))
-        return freed
+        return preempted
 
     def _start(self, sequence: Sequence) -> int | None:
         """Move the first waiting sequence among the running, with blocks for all its tokens.

@@ -160,6 +160,7 @@ class Host:
             max_model_len=one.plan.max_model_len,
             max_batch=model.max_batch,
             max_step_tokens=model.max_step_tokens,
+            mixed_prefill_tokens=model.mixed_prefill_tokens,
             max_queued=model.max_queued,
             prefix_cache=model.prefix_cache,
         )

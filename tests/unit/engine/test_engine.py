@@ -1,5 +1,6 @@
 """The engine's promises: bounds, cancellation, failure, shutdown."""
 
+import dataclasses
 import threading
 
 import pytest
@@ -14,7 +15,13 @@ from support.paged_model import EOS, PagedModel, expected_tokens, loaded
 from support.schedules import SteppedEngine
 
 CONFIG = EngineConfig(
-    name="m", max_model_len=100, max_batch=2, max_step_tokens=64, max_queued=3, prefix_cache=True
+    name="m",
+    max_model_len=100,
+    max_batch=2,
+    max_step_tokens=64,
+    max_queued=3,
+    mixed_prefill_tokens=16,
+    prefix_cache=True,
 )
 TIMEOUT_S = 10.0
 
@@ -67,6 +74,20 @@ def test_a_full_queue_refuses_a_group_whole() -> None:
     stepped.submit(request("last"))
     stepped.run()
     assert set(stepped.outcomes) == {"r0", "r1", "r2", "r3", "last"}
+
+
+def test_who_has_a_place_in_the_batch_is_not_queued_though_its_prompt_waits() -> None:
+    config = dataclasses.replace(CONFIG, max_batch=4, max_queued=0)
+    stepped = SteppedEngine(loaded(PagedModel(64)), config)
+    stepped.submit(request("decodes", max_tokens=90))
+    stepped.step()
+    for name in ("second", "third"):
+        stepped.submit(request(name, prompt=tuple(range(50))))
+    stepped.step()
+    assert stepped.engine.stats().waiting == 1, "the third should wait for the second's prompt"
+    stepped.submit(request("fourth"))
+    with pytest.raises(Overloaded, match="4 sequences running or waiting, of at most 4"):
+        stepped.engine.submit([request("fifth")], lambda _: None)
 
 
 def test_a_cancelled_request_ends_before_the_next_step_wherever_it_stands() -> None:

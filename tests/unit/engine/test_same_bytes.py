@@ -92,7 +92,7 @@ def test_a_reply_does_not_depend_on_company_chunks_cache_preemption_or_threads(
     for number, tensor_type in enumerate(TENSOR_TYPES):
         path = make_tiny_gguf(tmp_path / f"{tensor_type}.gguf", seed=7, tensor_type=tensor_type)
         roomy = load(path, 64, threads=1)
-        alone = EngineConfig("m", MAX_LEN, 1, MAX_LEN, 100, prefix_cache=False)
+        alone = EngineConfig("m", MAX_LEN, 1, MAX_LEN, 1, 100, prefix_cache=False)
         tight = {threads: load(path, MAX_LEN // BLOCK_TOKENS + 2, threads) for threads in (1, 2)}
         for seed in range(number, SCHEDULES, len(TENSOR_TYPES)):
             rng = random.Random(seed)
@@ -109,6 +109,7 @@ def test_a_reply_does_not_depend_on_company_chunks_cache_preemption_or_threads(
                 max_model_len=MAX_LEN,
                 max_batch=batch,
                 max_step_tokens=batch + rng.choice([0, 5, 30, 100]),
+                mixed_prefill_tokens=rng.choice([1, 10, 100]),
                 max_queued=100,
                 prefix_cache=rng.random() < 0.7,
             )

@@ -15,7 +15,13 @@ from servewright_runtime.errors import Overloaded
 from support.paged_model import PagedModel, expected_tokens, loaded
 
 CONFIG = EngineConfig(
-    name="m", max_model_len=400, max_batch=4, max_step_tokens=64, max_queued=40, prefix_cache=True
+    name="m",
+    max_model_len=400,
+    max_batch=4,
+    max_step_tokens=64,
+    max_queued=40,
+    mixed_prefill_tokens=16,
+    prefix_cache=True,
 )
 TIMEOUT_S = 20.0
 

@@ -37,6 +37,7 @@ MODEL = ReplicaModel(
     max_model_len=None,
     max_batch=8,
     max_step_tokens=256,
+    mixed_prefill_tokens=64,
     prefix_cache=True,
     kv_bytes=None,
     kv_limit_bytes=1 << 20,
