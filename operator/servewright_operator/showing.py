@@ -7,6 +7,7 @@ shown without its control characters, which could do anything to a terminal.
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -35,6 +36,7 @@ _GOOD = dict.fromkeys(Condition, "True") | {
 }
 _PARTS = ("schedule", "pull", "fetch", "start", "load", "warm")
 _LOG_LINES = 20
+_SHORT = 120  # characters that may be read twice
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,11 @@ def _conditions(service: Object, now: datetime) -> RenderableType | None:
         table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     found = objects(service, "status", "conditions")
+    told_below = text(service, "status", "lastFailure", "message")
     for one in found:
+        words = text(one, "message")
+        if len(told_below) > _SHORT:
+            words = words.replace(told_below, "see Last failure.")
         kind, truth = text(one, "type"), text(one, "status")
         style = "green" if truth == _GOOD.get(kind) else "red"  # type: ignore[call-overload]
         style = "yellow" if truth == "Unknown" or kind == Condition.PROGRESSING else style
@@ -121,7 +127,7 @@ def _conditions(service: Object, now: datetime) -> RenderableType | None:
             Text(_plain(truth), style=style),
             Text(_plain(text(one, "reason"))),
             _age(moment(one, "lastTransitionTime"), now),
-            Text(_plain(text(one, "message"))),
+            Text(_plain(words)),
         )
     return table if found else None
 
@@ -222,11 +228,11 @@ def _failure(status: Object, now: datetime) -> RenderableType | None:
     who = f"pod {text(failure, 'pod')}" if failure.get("pod") else "no pod"
     age = _age(moment(failure, "time"), now)
     head = f"{text(failure, 'reason')}{code} ({age} ago, {who}, {text(failure, 'revision')})"
-    lines: list[RenderableType] = [
-        Text(_plain(head), style="red"),
-        Text(_plain(text(failure, "message"))),
-    ]
+    message = text(failure, "message")
+    lines: list[RenderableType] = [Text(_plain(head), style="red"), Text(_plain(message))]
     log = text(failure, "logTail").splitlines()[-_LOG_LINES:]
+    # The runtime's last line says what it ended with: that is the message.
+    log = [line for line in log if not message or json.dumps(message)[1:-1] not in line]
     lines += [Padding(Text(_plain(line), style="dim"), (0, 0, 0, 2)) for line in log]
     return Group(*lines)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -90,6 +91,20 @@ def test_a_log_cannot_move_the_cursor_or_write_markup() -> None:
     assert all(one.isprintable() or one == "\n" for one in shown)
     assert "[red]x[/red]" in shown
     assert "[/] unbalanced [bold" in shown
+
+
+def test_long_words_of_a_failure_are_told_once() -> None:
+    world = rolled_back()
+    failure, old = world.status["lastFailure"], world.status["lastFailure"]["message"]
+    words = 'The model was not downloaded: "connection refused". ' * 4
+    for one in world.status["conditions"]:
+        one["message"] = one["message"].replace(old, words)
+    last = json.dumps({"time": "2026-01-01T00:00:00Z", "event": words})
+    failure |= {"message": words, "logTail": f"the line before\n{last}"}
+    shown = screen(world, 1000)
+    assert shown.count("connection refused") == 4
+    assert "see Last failure." in shown
+    assert "the line before" in shown
 
 
 @given(st.data())
