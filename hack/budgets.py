@@ -59,6 +59,9 @@ class Budget:
     shared: int  # bytes a block, static and dynamic
     blocks: int  # that a multiprocessor holds
     in_flight: int  # bytes a multiprocessor
+    waits: int  # for the launch before it (sm_90)
+    early_copies: int  # of 16 bytes that stand before the first of these waits
+    early_loads: int
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,9 @@ def _measured(
         shared=shared,
         blocks=blocks,
         in_flight=blocks * threads * code.flying,
+        waits=code.waits,
+        early_copies=code.early_copies,
+        early_loads=code.early_loads,
     )
     return Measured(budget, report["spilled"], code.local + report["stack"])
 

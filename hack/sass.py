@@ -30,6 +30,9 @@ class Code:
     instructions: int = 0
     loop: int = 0  # instructions of the smallest loop that has tensor operations
     flying: int = 0  # bytes that a thread has in flight
+    waits: int = 0  # ACQBULK: for the launch before it
+    early_copies: int = 0  # wide copies and loads that stand before the first wait
+    early_loads: int = 0
 
 
 def kernels(text: str) -> dict[str, Code]:
@@ -48,6 +51,10 @@ def _count(body: str) -> Code:
         code.instructions += 1
         base, *parts = opcode.split(".")
         wide = "128" in parts
+        code.waits += base == "ACQBULK"
+        if not code.waits:
+            code.early_copies += base == "LDGSTS"
+            code.early_loads += base == "LDG"
         if base == "LDG":
             code.wide_loads += wide
             code.other_loads += not wide
@@ -64,6 +71,8 @@ def _count(body: str) -> Code:
         elif base == "HMMA":
             code.tensor += 1
         flight.see(base, parts, operands)
+    if not code.waits:
+        code.early_copies = code.early_loads = 0
     code.flying = flight.most
     code.loop = _loop(body)
     return code

@@ -10,6 +10,10 @@
 //   SW_LAUNCH(kernel, grid, block, shared_bytes, stream, args...) -> int, 0 or the CUDA error
 //   SW_LAUNCH_RESIDENT(...)       the same, and all blocks of the grid run at once (a kernel whose
 //                                 blocks wait for each other; refused when they do not fit)
+//   SW_LAUNCH_AT(start, ...)      the same as SW_LAUNCH, or, at Start::BESIDE, already while the
+//                                 launch before it in the stream ends (programmatic dependent
+//                                 launch). See "Launches side by side". Where device or code is
+//                                 below sm_90, as SW_LAUNCH
 //                                 A kernel with commas goes in brackets: SW_LAUNCH((f<1, 2>), ...).
 //                                 block is a multiple of 32; grid an Index3 or a number.
 //   SW_SHARED(T, name, n)         n elements of shared memory, aligned to 16 bytes, uninitialised;
@@ -50,6 +54,17 @@
 //   load_acquire(p), store_release(p, v)         unsigned, of global memory
 //   spin_pause()                  in every loop that waits for another thread
 //
+// Launches side by side. A kernel that is ever launched at Start::BESIDE
+//   - reads nothing that the launch before it writes, and writes no global memory, before
+//     wait_previous_launch(), at which all its threads arrive before they end. What earlier
+//     launches wrote it may read before;
+//   - never reads through load_16 what the launch before it writes: not behind the wait either.
+//   wait_previous_launch()        until the launch before has ended and all it wrote is seen here;
+//                                 at once where nothing runs. Any number of times
+//   let_next_launch()             behind the wait: the next launch may start, beside this one, once
+//                                 all blocks have said so or ended. Orders no memory. So no more
+//                                 than two launches of a stream are under way
+//
 // Numbers
 //   bfloat16, to_float, to_bfloat16 (nearest even), pack_bfloat16(lo, hi), half_to_float
 //   mask_or(w, mask, bits)        w & mask | bits, one instruction
@@ -66,6 +81,7 @@
 #include <stdint.h>
 
 #include "bfloat16.h"
+#include "start.h"
 
 #if defined(__CUDACC__)
 #define SW_ANY __host__ __device__ inline
@@ -80,6 +96,7 @@
 namespace servewright::device {
 
 using servewright::bfloat16;
+using servewright::Start;
 
 struct Index3 {
   unsigned x, y, z;

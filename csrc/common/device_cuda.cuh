@@ -1,6 +1,7 @@
 // The device vocabulary for nvcc. device.cuh says what the words promise; here each is one
 // instruction or a documented intrinsic. Source: PTX ISA 9.0, sections 9.7 (cp.async, mma, atom,
-// ld.acquire, st.release) and 8 (memory consistency model).
+// ld.acquire, st.release, griddepcontrol) and 8 (memory consistency model); CUDA C++ programming
+// guide 4.5 (programmatic dependent launch).
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -12,36 +13,69 @@
 #define SW_DYNAMIC_SHARED(T, name)                                    \
   extern __shared__ __align__(16) unsigned char sw_dynamic_shared_[]; \
   T* const name = reinterpret_cast<T*>(sw_dynamic_shared_)
-#define SW_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-  ::servewright::device::launch(kernel, grid, block, shared_bytes, stream, false, __VA_ARGS__)
-#define SW_LAUNCH_RESIDENT(kernel, grid, block, shared_bytes, stream, ...) \
-  ::servewright::device::launch(kernel, grid, block, shared_bytes, stream, true, __VA_ARGS__)
+#define SW_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                 \
+  ::servewright::device::launch(kernel, grid, block, shared_bytes, stream, false, \
+                                ::servewright::Start::BEHIND, __VA_ARGS__)
+#define SW_LAUNCH_AT(start, kernel, grid, block, shared_bytes, stream, ...)              \
+  ::servewright::device::launch(kernel, grid, block, shared_bytes, stream, false, start, \
+                                __VA_ARGS__)
+#define SW_LAUNCH_RESIDENT(kernel, grid, block, shared_bytes, stream, ...)       \
+  ::servewright::device::launch(kernel, grid, block, shared_bytes, stream, true, \
+                                ::servewright::Start::BEHIND, __VA_ARGS__)
 
 namespace servewright::device {
 
 // More dynamic shared memory than this must be asked for.
 constexpr size_t DEFAULT_SHARED_BYTES = 48 << 10;
+// Code for an older architecture does not wait, so it must not start early: also where such PTX was
+// compiled for a newer device.
+constexpr int WAITS_SINCE = 90;
 
 template <class... Parameters, class... Arguments>
 inline int launch(void (*kernel)(Parameters...), Index3 grid, unsigned block, size_t shared_bytes,
-                  void* stream, bool resident, Arguments&&... arguments) {
+                  void* stream, bool resident, Start start, Arguments&&... arguments) {
   if (shared_bytes > DEFAULT_SHARED_BYTES) {
     const cudaError_t refused = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
     if (refused != cudaSuccess) return static_cast<int>(refused);
   }
   cudaLaunchAttribute attribute[1] = {};
-  attribute[0].id = cudaLaunchAttributeCooperative;
-  attribute[0].val.cooperative = 1;
+  unsigned attributes = 0;
+  if (resident) {
+    attribute[0].id = cudaLaunchAttributeCooperative;
+    attribute[0].val.cooperative = 1;
+    attributes = 1;
+  }
+  if (start == Start::BESIDE) {
+    cudaFuncAttributes code = {};
+    const cudaError_t unknown = cudaFuncGetAttributes(&code, kernel);
+    if (unknown != cudaSuccess) return static_cast<int>(unknown);
+    if (code.ptxVersion >= WAITS_SINCE) {
+      attribute[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      attribute[0].val.programmaticStreamSerializationAllowed = 1;
+      attributes = 1;
+    }
+  }
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(grid.x, grid.y, grid.z);
   config.blockDim = dim3(block);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = attribute;
-  config.numAttrs = resident ? 1 : 0;
+  config.numAttrs = attributes;
   return static_cast<int>(
       cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+}
+
+SW_DEVICE void wait_previous_launch() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+SW_DEVICE void let_next_launch() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 
 SW_DEVICE unsigned thread_index() { return threadIdx.x; }

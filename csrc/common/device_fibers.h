@@ -6,6 +6,8 @@
 #include <math.h>
 #include <string.h>
 
+#include <memory>
+
 #include "../emulator/grid.h"
 
 #define SW_KERNEL(threads, blocks_per_sm) inline
@@ -19,10 +21,13 @@
   T* const name = static_cast<T*>(::servewright::emulator::dynamic_shared())
 #define SW_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                  \
   ::servewright::device::launch(#kernel, grid, block, shared_bytes, stream, false, \
-                                [&] { (kernel)(__VA_ARGS__); })
+                                ::servewright::Start::BEHIND, [=] { (kernel)(__VA_ARGS__); })
+#define SW_LAUNCH_AT(start, kernel, grid, block, shared_bytes, stream, ...)               \
+  ::servewright::device::launch(#kernel, grid, block, shared_bytes, stream, false, start, \
+                                [=] { (kernel)(__VA_ARGS__); })
 #define SW_LAUNCH_RESIDENT(kernel, grid, block, shared_bytes, stream, ...)        \
   ::servewright::device::launch(#kernel, grid, block, shared_bytes, stream, true, \
-                                [&] { (kernel)(__VA_ARGS__); })
+                                ::servewright::Start::BEHIND, [=] { (kernel)(__VA_ARGS__); })
 // Where a word stands, for reports and to see that threads meet at the same one.
 #define SW_LINE ::servewright::emulator::Line line = {__builtin_FILE(), __builtin_LINE()}
 
@@ -30,11 +35,14 @@ namespace servewright::device {
 
 template <class Body>
 int launch(const char* kernel, Index3 grid, unsigned block, size_t shared_bytes, void* /*stream*/,
-           bool resident, const Body& body) {
+           bool resident, Start start, const Body& body) {  // with the arguments in it
   return emulator::launch(
-      {kernel, {grid.x, grid.y, grid.z}, block, shared_bytes, resident},
-      [](const void* b) { (*static_cast<const Body*>(b))(); }, &body);
+      {kernel, {grid.x, grid.y, grid.z}, block, shared_bytes, resident, start == Start::BESIDE},
+      [](const void* b) { (*static_cast<const Body*>(b))(); }, std::make_shared<Body>(body));
 }
+
+inline void wait_previous_launch(SW_LINE) { emulator::wait_previous_launch(line); }
+inline void let_next_launch(SW_LINE) { emulator::let_next_launch(line); }
 
 inline unsigned thread_index() { return emulator::here->thread; }
 inline unsigned block_size() { return emulator::here->threads; }

@@ -2,11 +2,16 @@
 // kernels share one declaration. Every launcher returns 0 or a CUDA error code, allocates nothing
 // and does not synchronise. Every output element is reduced in an order that the shape of its
 // operands alone decides: not the number of tokens, not the tiling, not the device.
+//
+// Start::BESIDE lets an op begin while the launch before it ends, with what that one does not
+// write: weights, tables, lengths, page numbers, cached positions. Right only where that launch
+// writes none of these. Token, bits and bytes are the same; below sm_90 it is BEHIND.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
 
 #include "bfloat16.h"
+#include "start.h"
 
 namespace servewright::cuda {
 
@@ -40,13 +45,13 @@ struct Tiling {
 
 // out[token * out_stride + row] = sum_k W[row, k] y[token, k]. QKV and the head.
 int project_normed(const PackedMatrix& w, const NormInput& in, float* out, int out_stride,
-                   int tokens, Stream stream, Tiling tiling = {});
+                   int tokens, Stream stream, Tiling tiling = {}, Start start = Start::BEHIND);
 // x[token, row] += sum_k W[row, k] in[token, k]. O and down; in is [tokens, cols].
 int project_residual(const PackedMatrix& w, const bfloat16* in, float* x, int tokens, Stream stream,
-                     Tiling tiling = {});
+                     Tiling tiling = {}, Start start = Start::BEHIND);
 // out[token, row] = silu(gate y) * (up y); gate and up have one type and one shape.
 int gate_up(const PackedMatrix& gate, const PackedMatrix& up, const NormInput& in, bfloat16* out,
-            int tokens, Stream stream, Tiling tiling = {});
+            int tokens, Stream stream, Tiling tiling = {}, Start start = Start::BEHIND);
 
 // ---- Embedding: csrc/cuda/embedding.cuh says how. ----
 
@@ -83,7 +88,7 @@ size_t attention_workspace(int heads, int kv_heads, int head_dim, int max_length
 // Blocks that `processors` SMs with so much shared memory each hold at once. Only time depends on
 // it.
 int attention_blocks(int head_dim, int processors, size_t shared_bytes);
-int attention(const AttentionArgs& args, int tokens, Stream stream);
+int attention(const AttentionArgs& args, int tokens, Stream stream, Start start = Start::BEHIND);
 
 // ---- Sampling: csrc/cuda/sampling.cuh says how. ----
 
@@ -123,6 +128,6 @@ struct SamplingArgs {
   float* top_values;            // [rows, top_width]
 };
 size_t sampling_workspace(int vocab, int rows);
-int sample(const SamplingArgs& args, int rows, Stream stream);
+int sample(const SamplingArgs& args, int rows, Stream stream, Start start = Start::BEHIND);
 
 }  // namespace servewright::cuda

@@ -14,6 +14,7 @@
 //          take items in turn, so any grid does; blocks without an item leave at once. The last
 //          block to finish a sequence's KV head, by a ticket of its own splits, merges them and
 //          resets the ticket for the next launch.
+// Beside   a block's first pages are fetched while the launch before ends, which wrote qkv.
 // Order    pages of a warp ascending, warps 0..7, splits ascending: the length alone decides it.
 //          Batch, grid, pages and max_length do not change a sequence's bits.
 // Numbers  q and the weights e^(s - max) enter the tensor cores as sums of two bf16, each to 2^-16;
@@ -185,12 +186,15 @@ void paged_attention(AttentionArgs args, int tokens) {
   for (int number = block_index().x; number < items; number += grid_size().x) {
     const AttentionItem item = slots.item(number, args.kv_heads);
     if (item.length == 0) {
+      wait_previous_launch();
       if (share.is_used()) store_vector(share.out(item), Words{});
       continue;
     }
     AttentionWarp<D> work(args, item, shared, warp, lane);
     for (int i = 0; i < Layout::STAGES; ++i)
       for (int which = 0; which < 2; ++which) work.fetch(i, which);
+    wait_previous_launch();  // lengths, pages and cached positions are not of the launch before
+    let_next_launch();
     share.leave_query(item, query);
     work.append(appended);
     barrier();
@@ -217,6 +221,7 @@ void paged_attention(AttentionArgs args, int tokens) {
     if (share.is_used()) all.write(share.out(item));
     if (thread_index() == 0) *ticket = 0;
   }
+  wait_previous_launch();  // blocks without an item too: or this launch could end before that one
 }
 
 }  // namespace servewright::cuda

@@ -61,7 +61,7 @@ SW_DEVICE void split_pair(float a, float b, uint32_t* high, uint32_t* low) {
 
 SW_DEVICE void load_8(const float* from, float (&to)[8]) {
   for (int half = 0; half < 2; ++half) {
-    const Words x = load_16(from + 4 * half);
+    const Words x = load_vector<Words>(from + 4 * half);
     SW_UNROLL
     for (int i = 0; i < 4; ++i) to[4 * half + i] = bit_cast<float>(x[i]);
   }

@@ -91,6 +91,8 @@ template <Weight TYPE>
 SW_KERNEL(THREADS, 8)
 void gather_rows(PackedMatrix w, const int32_t* token_ids, float* x) {
   using T = Tile<TYPE>;
+  wait_previous_launch();
+  let_next_launch();
   const int token = static_cast<int>(block_index().x);
   const int id = token_ids[token];
   const bool is_row = id >= 0 && id < w.rows;

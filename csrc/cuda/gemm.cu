@@ -64,7 +64,7 @@ Tiling choose(Weight type, Projection kind, int rows, int tokens) {
   return best;
 }
 
-int launch(Projection kind, Weight type, GemmArgs args, Tiling tiling, Stream stream) {
+int launch(Projection kind, Weight type, GemmArgs args, Tiling tiling, Stream stream, Start start) {
   if (args.tokens <= 0) return 0;
   const bool whole = args.cols % (type == Weight::BF16 ? 8 : BLOCK_COLS) == 0;
   if (args.rows <= 0 || args.cols <= 0 || !whole) return INVALID_VALUE;
@@ -73,13 +73,13 @@ int launch(Projection kind, Weight type, GemmArgs args, Tiling tiling, Stream st
   args.inverse_cols = 1.0f / static_cast<float>(args.cols);
   switch (type) {
     case Weight::BF16:
-      return launch_type<Weight::BF16>(kind, args, tiling, stream);
+      return launch_type<Weight::BF16>(kind, args, tiling, stream, start);
     case Weight::Q8_0:
-      return launch_type<Weight::Q8_0>(kind, args, tiling, stream);
+      return launch_type<Weight::Q8_0>(kind, args, tiling, stream, start);
     case Weight::Q4_0:
-      return launch_type<Weight::Q4_0>(kind, args, tiling, stream);
+      return launch_type<Weight::Q4_0>(kind, args, tiling, stream, start);
     case Weight::Q4_1:
-      return launch_type<Weight::Q4_1>(kind, args, tiling, stream);
+      return launch_type<Weight::Q4_1>(kind, args, tiling, stream, start);
   }
   return INVALID_VALUE;
 }
@@ -103,30 +103,30 @@ void read_normed(GemmArgs& args, const NormInput& in) {
 }  // namespace
 
 int project_normed(const PackedMatrix& w, const NormInput& in, float* out, int out_stride,
-                   int tokens, Stream stream, Tiling tiling) {
+                   int tokens, Stream stream, Tiling tiling, Start start) {
   GemmArgs args = arguments(w, tokens);
   read_normed(args, in);
   args.out = out;
   args.out_stride = out_stride;
-  return launch(Projection::NORMED, w.type, args, tiling, stream);
+  return launch(Projection::NORMED, w.type, args, tiling, stream, start);
 }
 
 int project_residual(const PackedMatrix& w, const bfloat16* in, float* x, int tokens, Stream stream,
-                     Tiling tiling) {
+                     Tiling tiling, Start start) {
   GemmArgs args = arguments(w, tokens);
   args.in = in;
   args.out = x;
-  return launch(Projection::RESIDUAL, w.type, args, tiling, stream);
+  return launch(Projection::RESIDUAL, w.type, args, tiling, stream, start);
 }
 
 int gate_up(const PackedMatrix& gate, const PackedMatrix& up, const NormInput& in, bfloat16* out,
-            int tokens, Stream stream, Tiling tiling) {
+            int tokens, Stream stream, Tiling tiling, Start start) {
   if (gate.type != up.type || gate.rows != up.rows || gate.cols != up.cols) return INVALID_VALUE;
   GemmArgs args = arguments(gate, tokens);
   read_normed(args, in);
   args.up = up.data;
   args.out = out;
-  return launch(Projection::GATE_UP, gate.type, args, tiling, stream);
+  return launch(Projection::GATE_UP, gate.type, args, tiling, stream, start);
 }
 
 }  // namespace servewright::cuda

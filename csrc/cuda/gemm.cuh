@@ -11,6 +11,8 @@
 // RMSNorm is part of reading X: the product x * weight, rounded to bf16, enters the sums, the
 // squares of x are summed beside it, and 1 / rms multiplies the result.
 //
+// Beside the launch before, a block fetches its first stages of weights.
+//
 // Bytes from DRAM: W once (a second chunk of 32 tokens finds it in L2, for chunks of the same rows
 // are neighbours in the grid), X once. From L2 a block reads its tokens of X again, 2 bytes a
 // column of bf16, or 4 and the norm's 4.
@@ -104,6 +106,8 @@ void project(GemmArgs args) {
     if (begin + s < end) C::start(stages + s * P::STAGE_BYTES, source, at.lane, begin + s);
     commit_copies();
   }
+  wait_previous_launch();  // activations are its results
+  let_next_launch();
 
   // The lane's first column of a 32-block; under a norm see load_normed.
   const int lane_column = NORM ? at.quad / 2 * 16 + at.quad % 2 * 4 : 8 * at.quad;
@@ -194,13 +198,13 @@ void project(GemmArgs args) {
 // ---- Launching. Each weight type is a translation unit of its own: gemm_*.cu. ----
 
 template <Weight TYPE, Projection KIND, int ROW_TILES, int TOKEN_TILES>
-int launch_tiled(const GemmArgs& args, Stream stream) {
+int launch_tiled(const GemmArgs& args, Stream stream, Start start) {
   using P = Plan<TYPE, ROW_TILES, TOKEN_TILES>;
   constexpr int OUT_ROWS = TILE_ROWS * (KIND == Projection::GATE_UP ? ROW_TILES / 2 : ROW_TILES);
   const Index3 grid((args.tokens + P::TOKENS - 1) / P::TOKENS,
                     (args.rows + OUT_ROWS - 1) / OUT_ROWS);
-  return SW_LAUNCH((project<TYPE, KIND, ROW_TILES, TOKEN_TILES>), grid, P::THREADS, P::SHARED_BYTES,
-                   stream, args);
+  return SW_LAUNCH_AT(start, (project<TYPE, KIND, ROW_TILES, TOKEN_TILES>), grid, P::THREADS,
+                      P::SHARED_BYTES, stream, args);
 }
 
 constexpr int INVALID_VALUE = 1;  // cudaErrorInvalidValue
@@ -214,53 +218,53 @@ constexpr bool is_compiled(Projection kind, Tiling tiling) {
 }
 
 template <Weight TYPE, Projection KIND, int ROW_TILES, int TOKEN_TILES>
-int launch_if_compiled(const GemmArgs& args, Tiling tiling, Stream stream) {
+int launch_if_compiled(const GemmArgs& args, Tiling tiling, Stream stream, Start start) {
   if constexpr (is_compiled(KIND, {ROW_TILES, TOKEN_TILES})) {
     if (tiling.row_tiles == ROW_TILES && tiling.token_tiles == TOKEN_TILES)
-      return launch_tiled<TYPE, KIND, ROW_TILES, TOKEN_TILES>(args, stream);
+      return launch_tiled<TYPE, KIND, ROW_TILES, TOKEN_TILES>(args, stream, start);
   }
   return INVALID_VALUE;
 }
 
 template <Weight TYPE, Projection KIND, int TOKEN_TILES>
-int launch_rows(const GemmArgs& args, Tiling tiling, Stream stream) {
+int launch_rows(const GemmArgs& args, Tiling tiling, Stream stream, Start start) {
   switch (tiling.row_tiles) {
     case 1:
-      return launch_if_compiled<TYPE, KIND, 1, TOKEN_TILES>(args, tiling, stream);
+      return launch_if_compiled<TYPE, KIND, 1, TOKEN_TILES>(args, tiling, stream, start);
     case 2:
-      return launch_if_compiled<TYPE, KIND, 2, TOKEN_TILES>(args, tiling, stream);
+      return launch_if_compiled<TYPE, KIND, 2, TOKEN_TILES>(args, tiling, stream, start);
     default:
-      return launch_if_compiled<TYPE, KIND, 4, TOKEN_TILES>(args, tiling, stream);
+      return launch_if_compiled<TYPE, KIND, 4, TOKEN_TILES>(args, tiling, stream, start);
   }
 }
 
 template <Weight TYPE, Projection KIND>
-int launch_kind(const GemmArgs& args, Tiling tiling, Stream stream) {
+int launch_kind(const GemmArgs& args, Tiling tiling, Stream stream, Start start) {
   switch (tiling.token_tiles) {
     case 1:
-      return launch_rows<TYPE, KIND, 1>(args, tiling, stream);
+      return launch_rows<TYPE, KIND, 1>(args, tiling, stream, start);
     case 2:
-      return launch_rows<TYPE, KIND, 2>(args, tiling, stream);
+      return launch_rows<TYPE, KIND, 2>(args, tiling, stream, start);
     default:
-      return launch_rows<TYPE, KIND, 4>(args, tiling, stream);
+      return launch_rows<TYPE, KIND, 4>(args, tiling, stream, start);
   }
 }
 
 template <Weight TYPE>
-int launch_type(Projection kind, const GemmArgs& args, Tiling tiling, Stream stream) {
+int launch_type(Projection kind, const GemmArgs& args, Tiling tiling, Stream stream, Start start) {
   switch (kind) {
     case Projection::NORMED:
-      return launch_kind<TYPE, Projection::NORMED>(args, tiling, stream);
+      return launch_kind<TYPE, Projection::NORMED>(args, tiling, stream, start);
     case Projection::RESIDUAL:
-      return launch_kind<TYPE, Projection::RESIDUAL>(args, tiling, stream);
+      return launch_kind<TYPE, Projection::RESIDUAL>(args, tiling, stream, start);
     default:
-      return launch_kind<TYPE, Projection::GATE_UP>(args, tiling, stream);
+      return launch_kind<TYPE, Projection::GATE_UP>(args, tiling, stream, start);
   }
 }
 
-extern template int launch_type<Weight::BF16>(Projection, const GemmArgs&, Tiling, Stream);
-extern template int launch_type<Weight::Q8_0>(Projection, const GemmArgs&, Tiling, Stream);
-extern template int launch_type<Weight::Q4_0>(Projection, const GemmArgs&, Tiling, Stream);
-extern template int launch_type<Weight::Q4_1>(Projection, const GemmArgs&, Tiling, Stream);
+extern template int launch_type<Weight::BF16>(Projection, const GemmArgs&, Tiling, Stream, Start);
+extern template int launch_type<Weight::Q8_0>(Projection, const GemmArgs&, Tiling, Stream, Start);
+extern template int launch_type<Weight::Q4_0>(Projection, const GemmArgs&, Tiling, Stream, Start);
+extern template int launch_type<Weight::Q4_1>(Projection, const GemmArgs&, Tiling, Stream, Start);
 
 }  // namespace servewright::cuda

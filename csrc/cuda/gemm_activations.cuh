@@ -26,7 +26,7 @@ struct Reader {
 };
 
 SW_DEVICE Vector<uint32_t, 4> load_or_zeros(const void* p, bool valid) {
-  return valid ? load_16(p) : Vector<uint32_t, 4>{{0, 0, 0, 0}};
+  return valid ? load_vector<Vector<uint32_t, 4>>(p) : Vector<uint32_t, 4>{{0, 0, 0, 0}};
 }
 
 // `left`: columns from this lane's first one to the end of the matrix.

@@ -2,6 +2,6 @@
 
 namespace servewright::cuda {
 
-template int launch_type<Weight::Q4_0>(Projection, const GemmArgs&, Tiling, Stream);
+template int launch_type<Weight::Q4_0>(Projection, const GemmArgs&, Tiling, Stream, Start);
 
 }  // namespace servewright::cuda

@@ -261,6 +261,7 @@ SW_KERNEL(THREADS, 1)
 void sample_rows(SamplingArgs args, uint32_t* counts) {
   SW_SHARED(Scratch, shared, 1);
   Scratch& scratch = shared[0];
+  dev::wait_previous_launch();
   const int row = static_cast<int>(dev::block_index().x);
   const size_t stride = stride_of(args.vocab);
   uint64_t* workspace = reinterpret_cast<uint64_t*>(args.workspace) + row * stride;
@@ -280,7 +281,7 @@ size_t sampling_workspace(int vocab, int rows) {
   return stride_of(vocab) * rows * (sizeof(uint64_t) + sizeof(uint32_t));
 }
 
-int sample(const SamplingArgs& args, int rows, Stream stream) {
+int sample(const SamplingArgs& args, int rows, Stream stream, Start start) {
   constexpr int INVALID_VALUE = 1;  // cudaErrorInvalidValue
   if (rows == 0) return 0;
   const bool is_aligned = reinterpret_cast<uintptr_t>(args.logits) % 16 == 0 &&
@@ -292,7 +293,7 @@ int sample(const SamplingArgs& args, int rows, Stream stream) {
   uint32_t* counts =
       reinterpret_cast<uint32_t*>(args.workspace + stride_of(args.vocab) * rows * sizeof(uint64_t));
   const unsigned threads = args.vocab <= SMALL_VOCAB ? SMALL_THREADS : THREADS;
-  return SW_LAUNCH(sample_rows, rows, threads, 0, stream, args, counts);
+  return SW_LAUNCH_AT(start, sample_rows, rows, threads, 0, stream, args, counts);
 }
 
 }  // namespace servewright::cuda

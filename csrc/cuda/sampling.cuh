@@ -60,7 +60,7 @@ using Floats = dev::Vector<float, 4>;
 using Words = dev::Vector<uint64_t, 2>;
 
 SW_DEVICE void load_floats(const float* p, float (&x)[4]) {
-  const auto raw = dev::load_16(p);
+  const auto raw = dev::load_vector<dev::Vector<uint32_t, 4>>(p);
   SW_UNROLL
   for (int i = 0; i < 4; ++i) x[i] = dev::bit_cast<float>(raw[i]);
 }

@@ -106,6 +106,7 @@ int plan_step(const LlamaModel& m, int tokens, int max_length, int pages,
   plan->tokens = tokens;
   plan->max_length = max_length;
   plan->pages = pages;
+  plan->start = Start::BESIDE;
   plan->attention_blocks = attention_blocks(m.head_dim, processors.count, processors.shared_bytes);
   plan->page_elements = size_t{2} * m.kv_heads * PAGE_POSITIONS * m.head_dim;
   plan->pool_bytes = plan->page_elements * pages * m.layer_count * sizeof(bfloat16);
@@ -161,28 +162,30 @@ int decode_step(const LlamaModel& m, const StepPlan& plan, const StepBatch& batc
     for (const PackedMatrix& part : layer.qkv) {
       if (status || part.rows == 0) continue;
       status = project_normed(part, normed(layer.attention_norm), qkv, qkv_width(m), tokens, stream,
-                              plan.tiling);
+                              plan.tiling, plan.start);
       qkv += part.rows;
     }
-    if (!status) status = attention(attend, tokens, stream);
-    if (!status) status = project_residual(layer.o, attend.out, x, tokens, stream, plan.tiling);
+    if (!status) status = attention(attend, tokens, stream, plan.start);
+    if (!status)
+      status = project_residual(layer.o, attend.out, x, tokens, stream, plan.tiling, plan.start);
     if (!status)
       status = gate_up(layer.gate, layer.up, normed(layer.ffn_norm), halves(plan.inner), tokens,
-                       stream, plan.tiling);
+                       stream, plan.tiling, plan.start);
     if (!status)
-      status = project_residual(layer.down, halves(plan.inner), x, tokens, stream, plan.tiling);
+      status = project_residual(layer.down, halves(plan.inner), x, tokens, stream, plan.tiling,
+                                plan.start);
   }
   if (status) return status;
 
   status = project_normed(m.head, normed(m.output_norm), floats(plan.logits), plan.logits_stride,
-                          tokens, stream, plan.tiling);
+                          tokens, stream, plan.tiling, plan.start);
   if (status) return status;
   SamplingArgs draw = batch.sampling;
   draw.logits = floats(plan.logits);
   draw.logits_stride = plan.logits_stride;
   draw.vocab = m.vocab;
   draw.workspace = workspace + plan.sampling;
-  return sample(draw, tokens, stream);
+  return sample(draw, tokens, stream, plan.start);
 }
 
 }  // namespace servewright::cuda

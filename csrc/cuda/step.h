@@ -13,6 +13,9 @@
 //           step; token ids, lengths, page table and sampling parameters are contents of device
 //           memory. So a captured step is replayed with new contents, as often as wanted. Run one
 //           step before capture: modules load on first use.
+// Beside    each launch but the first begins while the one before it ends, and fetches what that
+// one
+//           does not write: weights, K and V (device.cuh, "Launches side by side").
 // Slots     a plan has a fixed number of slots; one of length 0 is empty and leaves no trace in the
 //           others. A sequence's bits depend on its own tokens and pages alone: not on its
 //           slot, the batch, the plan or the device (every op's promise, step_ops.h).
@@ -76,6 +79,7 @@ struct StepPlan {
   int pages;             // of the pool, in every layer
   int attention_blocks;  // the grid's limit
   Tiling tiling;         // 0: each projection's own choice
+  Start start;           // of each launch but the first; BEHIND changes nothing but time
 
   size_t page_elements;    // of one page in one layer
   size_t pool_bytes;       // [layer][page], any content, aligned to 16

@@ -52,6 +52,7 @@ struct Thread {
   Here here = {};
   Block* block = nullptr;
   bool done = false, spinning = false;
+  bool waited = false;  // for the launch before
   const Meeting* waits = nullptr;
   uint64_t phase = 0;  // of `waits`, which it waits to see end
   const char* word = "";
@@ -73,6 +74,13 @@ struct Block {
 };
 
 extern Thread* current;  // nullptr while the scheduler or the host runs
+
+// The end of the launch before, as the running block's threads wait for it. Without members it has
+// been already.
+extern Meeting previous_end;
+void acquire_previous_launch();
+
+bool is_beside();  // the running launch, the one before it
 
 std::string text(Place place);
 std::string text(Line line);

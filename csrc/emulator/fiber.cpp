@@ -17,6 +17,10 @@
 // What the compiler itself calls at the begin and end of a function.
 extern "C" void __tsan_func_entry(void* call_pc);
 extern "C" void __tsan_func_exit();
+extern "C" void AnnotateIgnoreReadsBegin(const char* file, int line);
+extern "C" void AnnotateIgnoreReadsEnd(const char* file, int line);
+extern "C" void AnnotateIgnoreWritesBegin(const char* file, int line);
+extern "C" void AnnotateIgnoreWritesEnd(const char* file, int line);
 #endif
 
 #if !defined(__x86_64__)
@@ -54,6 +58,13 @@ struct Scheduler {
 } scheduler;
 
 std::vector<char*> spare_stacks;
+
+#if defined(SW_TSAN)
+void* device() {
+  static void* const context = __tsan_create_fiber(0);
+  return context;
+}
+#endif
 
 char* take_stack() {
   if (!spare_stacks.empty()) {
@@ -93,7 +104,9 @@ void Fiber::start(void (*entry)(), std::string name) {
 #endif
 #if defined(SW_TSAN)
   scheduler.context = __tsan_get_current_fiber();
+  __tsan_switch_to_fiber(device(), __tsan_switch_to_fiber_no_sync);
   context_ = __tsan_create_fiber(0);
+  __tsan_switch_to_fiber(scheduler.context, __tsan_switch_to_fiber_no_sync);
   __tsan_set_fiber_name(context_, name_.c_str());
 #endif
   // Not all at the same place of a page: they would share a few lines of the cache.
@@ -160,12 +173,29 @@ void Fiber::end_copying() {
 
 void release(void* where) { __tsan_release(where); }
 void acquire(void* where) { __tsan_acquire(where); }
+void device_acquire(void* where) {
+  void* const host = __tsan_get_current_fiber();
+  __tsan_switch_to_fiber(device(), __tsan_switch_to_fiber_no_sync);
+  __tsan_acquire(where);
+  __tsan_switch_to_fiber(host, __tsan_switch_to_fiber_no_sync);
+}
+void start_own_work() {
+  AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
+  AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
+}
+void end_own_work() {
+  AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
+  AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+}
 #else
 void Fiber::start_copying(const void*) {}
 void Fiber::end_copying() {}
 
 void release(void*) {}
 void acquire(void*) {}
+void device_acquire(void*) {}
+void start_own_work() {}
+void end_own_work() {}
 #endif
 
 }  // namespace servewright::emulator

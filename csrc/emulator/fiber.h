@@ -62,4 +62,10 @@ constexpr size_t RACING_THREADS = 192;
 void release(void* where);
 void acquire(void* where);
 
+// Fibers begin with what the device has seen.
+void device_acquire(void* where);
+// What the host does between these two is the emulator's own: it races with nobody.
+void start_own_work();
+void end_own_work();
+
 }  // namespace servewright::emulator

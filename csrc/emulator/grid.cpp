@@ -20,6 +20,7 @@ namespace servewright::emulator {
 Options options;
 const Here* here = nullptr;
 Thread* current = nullptr;
+Meeting previous_end;
 long launch_count = 0;
 
 namespace {
@@ -33,7 +34,16 @@ const Launch* running = nullptr;
 void (*running_body)(const void*) = nullptr;
 const void* running_arguments = nullptr;
 std::unique_ptr<SharedMemory> spare_memory;
-Edge grid_end;  // all threads of a grid happen before what the host does next
+Edge before_launch;  // from the host to the device
+// All threads of a launch happen before the launch behind it, and before what the host does once it
+// has synchronised. By parity, so that a launch beside another can follow the one before that.
+Edge launch_ends[2];
+// For ThreadSanitizer, which may call a new thread by the number of one that is gone: threads of
+// one launch are kept until the next has ended. Never destroyed: what it holds needs the others.
+auto& ended = *new std::vector<std::unique_ptr<Block>>;
+auto& ended_arguments = *new std::shared_ptr<const void>;
+
+Edge& end_of(long number) { return launch_ends[number & 1]; }
 
 // As the launch names it, without the brackets of one with commas.
 std::string kernel_name() {
@@ -46,9 +56,11 @@ void entry() {
   thread->fiber.arrived();
   running_body(running_arguments);
   check_no_copy_is_left();
+  if (running->beside && !thread->waited)
+    fault("the thread ended without wait_previous_launch, in a launch beside another");
   thread->done = true;
   --thread->block->left;
-  release(&grid_end);
+  release(&end_of(launch_count));
   thread->fiber.leave(true);
   __builtin_unreachable();
 }
@@ -116,8 +128,24 @@ void resume(Thread& thread) {
   here = nullptr;
 }
 
+// A block of a launch beside another begins in memory as it was before that one ...
+void hide_previous_launch() {
+  for (Array* array : arrays()) array->hide();
+  previous_end.members = 1;
+}
+
+// ... and finds its results when all its threads wait for them.
+void show_previous_launch(bool is_first) {
+  for (Array* array : arrays())
+    if (!array->show() || (is_first && !array->is_as_remembered()))
+      fault("array %s was written before wait_previous_launch", array->name().c_str());
+  previous_end.members = 0;
+  ++previous_end.phase;
+}
+
 // Resumes the blocks' threads, pass after pass, until all have ended.
-void run(const std::vector<Block*>& blocks, std::mt19937& random) {
+void run(const std::vector<Block*>& blocks, std::mt19937& random, bool is_first) {
+  if (running->beside) hide_previous_launch();
   std::vector<Thread*> order;
   for (Block* block : blocks)
     for (Thread& thread : block->threads) order.push_back(&thread);
@@ -136,6 +164,10 @@ void run(const std::vector<Block*>& blocks, std::mt19937& random) {
       left |= !thread->done;
     }
     spun = moved ? 0 : spun + 1;
+    if (left && !ran && previous_end.members) {
+      show_previous_launch(is_first);
+      continue;
+    }
     if (left && !ran) stuck("deadlock", blocks);
     if (left && spun > SPIN_LIMIT)
       stuck(running->resident ? "livelock, threads spin for what nobody does,"
@@ -155,9 +187,11 @@ void check(const Launch& launch, size_t blocks) {
   if (!blocks || launch.grid.y > GRID_YZ_LIMIT || launch.grid.z > GRID_YZ_LIMIT)
     fault("a grid of %s blocks; want 1 or more, and at most %u in y and z",
           text(launch.grid).c_str(), GRID_YZ_LIMIT);
-  if (KEEPS_MEMORY && blocks * launch.threads > RACING_THREADS)
-    fault("%zu threads in a grid; ThreadSanitizer is given at most %zu (1024 with g++ 12)",
-          blocks * launch.threads, RACING_THREADS);
+  size_t threads = blocks * launch.threads;
+  for (const auto& block : ended) threads += block->threads.size();
+  if (KEEPS_MEMORY && threads > RACING_THREADS)
+    fault("%zu threads side by side; ThreadSanitizer is given at most %zu (1024 with g++ 12)",
+          threads, RACING_THREADS);
 }
 
 void check_arrays() {
@@ -183,11 +217,26 @@ std::string position() {
   return answer;
 }
 
-int launch(const Launch& launch, void (*body)(const void*), const void* arguments) {
+void synchronise() {
+  for (Edge& end : launch_ends) acquire(&end);
+}
+
+bool is_beside() { return running->beside; }
+void acquire_previous_launch() { acquire(&end_of(launch_count - 1)); }
+
+int launch(const Launch& launch, void (*body)(const void*), std::shared_ptr<const void> arguments) {
   ++launch_count;
+  start_own_work();
+  acquire(&end_of(launch_count - 2));
+  if (!launch.beside) {
+    acquire(&end_of(launch_count - 1));
+    ended.clear();
+  }
+  release(&before_launch);
+  device_acquire(&before_launch);
   running = &launch;
   running_body = body;
-  running_arguments = arguments;
+  running_arguments = arguments.get();
   const Place grid = launch.grid;
   const size_t count = size_t{grid.x} * grid.y * grid.z;
   check(launch, count);
@@ -202,21 +251,25 @@ int launch(const Launch& launch, void (*body)(const void*), const void* argument
 
   std::vector<std::unique_ptr<Block>> started;
   std::vector<Block*> together;
+  bool is_first = true;
   for (const Place place : order) {
     started.push_back(start_block(place));
     together.push_back(started.back().get());
     if (launch.resident && together.size() < count) continue;
-    run(together, random);
+    run(together, random, is_first);
+    is_first = false;
     together.clear();
     if (KEEPS_MEMORY) continue;
     spare_memory = std::move(started.back()->memory);
     started.clear();
   }
-  acquire(&grid_end);
-  started.clear();
+  ended = std::move(started);
+  ended_arguments = std::move(arguments);
   spare_memory.reset();
   check_arrays();
+  for (Array* array : arrays()) array->note_changes();
   running = nullptr;
+  end_own_work();
   return 0;
 }
 

@@ -7,12 +7,19 @@
 // pass in which nobody can go on is a deadlock. Blocks run one after the other, or all together
 // when the launch is resident.
 //
+// A launch beside the one before it (programmatic dependent launch): each block first runs until
+// its threads wait for that launch, in memory as it was before it, so whoever reads its results too
+// early gets old ones; ThreadSanitizer has not heard of its end by then. The device may do so with
+// any block. Results themselves come afterwards.
+//
 // Stricter than the device, on purpose: every thread of the block takes part in each barrier, at
 // the same source line; all 32 lanes in each word of the warp; async copies may not be left in
 // flight.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
+
+#include <memory>
 
 namespace servewright::emulator {
 
@@ -42,9 +49,12 @@ struct Launch {
   unsigned threads;
   size_t shared_bytes;
   bool resident;
+  bool beside;
 };
-int launch(const Launch& launch, void (*body)(const void*), const void* arguments);
+int launch(const Launch& launch, void (*body)(const void*), std::shared_ptr<const void> arguments);
 extern long launch_count;  // of this process
+// Behind it the host may look at what launches wrote.
+void synchronise();
 
 struct Line {
   const char* file;
@@ -57,6 +67,8 @@ uint64_t shuffle(uint64_t value, unsigned lane, Line line);
 uint32_t ballot(bool value, Line line);
 void mma_bf16_16x8x16(float* d, const uint32_t* a, const uint32_t* b, Line line);
 void spin(Line line);
+void wait_previous_launch(Line line);
+void let_next_launch(Line line);
 
 // Static shared memory: one address a block and key.
 void* shared(const void* key, size_t bytes, const char* name);

@@ -129,6 +129,46 @@ bool Array::written_at(const void* address) const {
 
 void Array::note_read(const void* address) { read_[offset(address) / 16] = true; }
 
+void Array::note_changes() {
+  changes_.clear();
+  if (use_ == Use::READ) return;
+  constexpr size_t PIECE = 256;
+  for (size_t at = 0; at < bytes_; at += PIECE) {
+    const size_t size = std::min(PIECE, bytes_ - at);
+    const char* const old = before_.data() + at;
+    if (memcmp(data_ + at, old, size)) changes_.push_back({at, {old, old + size}, {}});
+  }
+}
+
+bool Array::changed_at(const void* address) const {
+  const size_t at = offset(address);
+  return std::any_of(changes_.begin(), changes_.end(), [&](const Change& change) {
+    return at >= change.at && at - change.at + 16 <= change.old.size() &&
+           memcmp(change.old.data() + (at - change.at), before_.data() + at, 16) != 0;
+  });
+}
+
+void Array::hide() {
+  for (Change& change : changes_) {
+    char* const here = data_ + change.at;
+    change.hidden.assign(here, here + change.old.size());
+    memcpy(here, change.old.data(), change.old.size());
+  }
+}
+
+bool Array::show() {
+  bool is_untouched = true;
+  for (const Change& change : changes_) {
+    is_untouched &= memcmp(data_ + change.at, change.old.data(), change.old.size()) == 0;
+    memcpy(data_ + change.at, change.hidden.data(), change.hidden.size());
+  }
+  return is_untouched;
+}
+
+bool Array::is_as_remembered() const {
+  return use_ == Use::READ || memcmp(data_, before_.data(), bytes_) == 0;
+}
+
 size_t Array::offset(const void* address) const {
   return static_cast<size_t>(static_cast<const char*>(address) - data_);
 }

@@ -42,7 +42,20 @@ class Array {
   bool written_at(const void* address) const;
   void note_read(const void* address);
 
+  // What a launch has changed, for the one beside its end. Between hide() and show() the memory is
+  // as before that launch.
+  void note_changes();
+  bool changed_at(const void* address) const;  // these 16 bytes
+  void hide();
+  bool show();  // false when they were written meanwhile
+  bool is_as_remembered() const;
+
  private:
+  struct Change {
+    size_t at;
+    std::vector<char> old, hidden;
+  };
+
   size_t offset(const void* address) const;
 
   std::string name_;
@@ -54,6 +67,7 @@ class Array {
   bool is_guarded_ = true;
   std::vector<char> before_;
   std::vector<bool> read_;  // by 16 bytes
+  std::vector<Change> changes_;
 };
 
 // The array that an address lies in or beside; nullptr when none.

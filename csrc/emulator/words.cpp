@@ -134,6 +134,25 @@ void spin(Line line) {
   current->fiber.leave(false);
 }
 
+void wait_previous_launch(Line line) {
+  Thread* thread = current;
+  thread->waited = true;
+  if (previous_end.members) {
+    thread->word = "wait_previous_launch";
+    thread->line = line;
+    thread->waits = &previous_end;
+    thread->phase = previous_end.phase;
+    while (previous_end.phase == thread->phase) thread->fiber.leave(false);
+    thread->waits = nullptr;
+  }
+  acquire_previous_launch();
+}
+
+void let_next_launch(Line line) {
+  if (!current->waited)
+    fault("let_next_launch (%s) stands before wait_previous_launch", text(line).c_str());
+}
+
 void* shared(const void* key, size_t bytes, const char* name) {
   return current->block->memory->variable(key, bytes, name);
 }
@@ -213,6 +232,9 @@ void check_read_only(const void* address, const char* word, Line line) {
   Array* array = array_at(address);
   if (!array) fault("%s (%s) reads %s", word, text(line).c_str(), describe(address).c_str());
   if (array->use() == Use::READ) return;
+  if (is_beside() && array->changed_at(address))
+    fault("%s (%s) reads %s, which the launch before wrote", word, text(line).c_str(),
+          describe(address).c_str());
   if (array->written_at(address))
     fault("%s (%s) reads %s, which this launch has written", word, text(line).c_str(),
           describe(address).c_str());

@@ -143,6 +143,7 @@ char* Request::create(const std::string& name, const char* type, size_t size, co
 }
 
 void Request::check(int status) const {
+  emulator::synchronise();
   if (status) fault("op %s: the launcher returned error %d", op_.c_str(), status);
 }
 

@@ -73,7 +73,7 @@ class Request {
   T* workspace(const std::string& name, int64_t count) {
     return reinterpret_cast<T*>(create(name, TypeName<T>::value, sizeof(T), {count}, false));
   }
-  // Faults on a launcher's error code.
+  // Waits for the launches so far; faults on a launcher's error code.
   void check(int status) const;
   void answer(const char* path) const;
 

@@ -43,6 +43,14 @@ SW_OP(two_phases) {
                           count / 32, bug_of(request)));
 }
 
+SW_OP(square_beside) {
+  const int count = rows_of(request, "x");
+  request.check(planted::square_beside(request.input<float>("x"), request.input<float>("w"),
+                                       request.workspace<float>("between", count),
+                                       request.output<float>("out", {count}), count,
+                                       bug_of(request)));
+}
+
 SW_OP(rotate_warp) {
   const int count = rows_of(request, "x");
   request.check(planted::rotate_warp(

@@ -108,6 +108,14 @@ SW_OP(read_at) {
                                     static_cast<int>(request.integer("index"))));
 }
 
+SW_OP(look_beside) {
+  const int count = count_of(request, "x");
+  request.check(vocabulary::look_beside(request.inout<uint32_t>("x"),
+                                        request.output<uint32_t>("early", {count}),
+                                        request.output<uint32_t>("late", {count}), count,
+                                        static_cast<Start>(request.integer("start"))));
+}
+
 SW_OP(spin_for_ever) {
   request.check(vocabulary::spin_for_ever(request.output<uint32_t>("out", {1})));
 }

@@ -132,6 +132,42 @@ void two_phases_kernel(const float* x, float* between, unsigned* counter, float*
   out[i] = between[count - 1 - i];
 }
 
+SW_KERNEL(THREADS, 1) void square_kernel(const float* x, float* between, Bug bug) {
+  if (bug == Bug::NEXT_LAUNCH_TOO_EARLY) let_next_launch();
+  wait_previous_launch();
+  let_next_launch();
+  const unsigned i = block_index().x * THREADS + thread_index();
+  between[i] = x[i] * x[i];
+}
+
+SW_KERNEL(THREADS, 1)
+void square_beside_kernel(const float* w, const float* between, float* out, Bug bug) {
+  SW_SHARED(float, tile, 2 * THREADS);
+  const unsigned t = thread_index(), first = block_index().x * THREADS;
+  const unsigned other = grid_size().x * THREADS - 1 - first - t;  // another block's, and back
+  const unsigned piece = t % 16 * 4;
+  const bool fetches = t < 16, fetches_early = bug == Bug::COPY_BEFORE_WAIT_FOR_LAUNCH;
+  if (fetches) copy_async_16(tile + piece, w + first + piece);
+  if (fetches && fetches_early) copy_async_16(tile + THREADS + piece, between + first + piece);
+  commit_copies();
+  float early = 0;
+  if (bug == Bug::WAIT_FOR_LAUNCH_TOO_LATE) early = between[other];
+  if (bug == Bug::WRITE_BEFORE_WAIT_FOR_LAUNCH) out[first + t] = 0;
+  if (bug != Bug::MISSING_WAIT_FOR_LAUNCH) wait_previous_launch();
+  if (fetches && !fetches_early) copy_async_16(tile + THREADS + piece, between + first + piece);
+  commit_copies();
+  float late = 0;
+  if (bug == Bug::READ_ONLY_PATH_ON_PREVIOUS_LAUNCH)
+    late = bit_cast<float>(load_16(between + first + t / 4 * 4)[t % 4]);
+  else if (bug == Bug::WAIT_FOR_LAUNCH_TOO_LATE)
+    late = early;
+  else
+    late = between[other];
+  wait_copies<0>();
+  barrier();
+  out[first + t] = tile[t] * tile[THREADS + t] + 0 * late;
+}
+
 SW_KERNEL(THREADS, 1) void rotate_warp_kernel(const float* x, float* out, Bug bug) {
   SW_SHARED(float, values, THREADS);
   const unsigned t = thread_index(), at = block_index().x * THREADS + t;
@@ -180,6 +216,13 @@ int two_phases(const float* x, float* between, unsigned* counter, float* out, in
     return SW_LAUNCH(two_phases_kernel, blocks, LANES, 0, nullptr, x, between, counter, out, bug);
   return SW_LAUNCH_RESIDENT(two_phases_kernel, blocks, LANES, 0, nullptr, x, between, counter, out,
                             bug);
+}
+int square_beside(const float* x, const float* w, float* between, float* out, int count, Bug bug) {
+  const int status =
+      SW_LAUNCH(square_kernel, count / THREADS, THREADS, 0, nullptr, x, between, bug);
+  if (status) return status;
+  return SW_LAUNCH_AT(Start::BESIDE, square_beside_kernel, count / THREADS, THREADS, 0, nullptr, w,
+                      between, out, bug);
 }
 int rotate_warp(const float* x, float* out, int count, Bug bug) {
   return SW_LAUNCH(rotate_warp_kernel, count / THREADS, THREADS, 0, nullptr, x, out, bug);

@@ -38,6 +38,13 @@ enum class Bug : int64_t {
   GRID_BARRIER_WITHOUT_RELEASE,
   GRID_BARRIER_FOR_TOO_MANY,
   NOT_RESIDENT,
+  // square_beside
+  MISSING_WAIT_FOR_LAUNCH,
+  WAIT_FOR_LAUNCH_TOO_LATE,
+  COPY_BEFORE_WAIT_FOR_LAUNCH,
+  WRITE_BEFORE_WAIT_FOR_LAUNCH,
+  READ_ONLY_PATH_ON_PREVIOUS_LAUNCH,
+  NEXT_LAUNCH_TOO_EARLY,
   // rotate_warp
   MISSING_WARP_BARRIER,
   SHUFFLE_AS_BARRIER,
@@ -54,6 +61,8 @@ int sum_columns(const float* x, float* partials, unsigned* ticket, float* out, i
 int stream_rows(const float* x, float* out, int stages, Bug bug);
 // out[i] = x[i]^2 of the element opposite, blocks of 32: a persistent kernel of two phases.
 int two_phases(const float* x, float* between, unsigned* counter, float* out, int blocks, Bug bug);
+// out[i] = w[i] x[i]^2 in two launches side by side, of blocks of 64; the first leaves the squares.
+int square_beside(const float* x, const float* w, float* between, float* out, int count, Bug bug);
 // out[i] = x[i + 1 within its 32].
 int rotate_warp(const float* x, float* out, int count, Bug bug);
 // d[16, 8] = a[16, 16] b[8, 16]^T.

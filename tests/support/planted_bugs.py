@@ -35,6 +35,7 @@ def cases() -> dict[str, Case]:
 
     rows, columns, streamed = normal(2, 256), normal(3, 64), normal(5, 256)
     phases, warps = normal(96), normal(128)
+    beside, weights = normal(128), normal(128)
     a, b = to_bfloat16(normal(16, 16)), to_bfloat16(normal(8, 16))
     none = np.zeros(1, np.uint32)
     two = np.array([2], np.uint32)
@@ -44,6 +45,7 @@ def cases() -> dict[str, Case]:
         "sum_columns": Case({"x": columns, "ticket": none}, {"out": columns.sum(0)}),
         "stream_rows": Case({"x": streamed}, {"out": streamed.sum(0)[::-1]}),
         "two_phases": Case({"x": phases, "counter": none}, {"out": phases[::-1] ** 2}),
+        "square_beside": Case({"x": beside, "w": weights}, {"out": weights * beside**2}),
         "rotate_warp": Case({"x": warps}, {"out": rotated}),
         "multiply": Case({"a": a, "b": b}, {"d": from_bfloat16(a) @ from_bfloat16(b).T}),
     }

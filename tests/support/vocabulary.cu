@@ -121,6 +121,20 @@ SW_KERNEL(LANES, 1) void read_at_kernel(const float* x, float* out, int index) {
   if (thread_index() == 7) out[0] = x[index];
 }
 
+SW_KERNEL(LANES, 1) void count_up_kernel(uint32_t* x) {
+  wait_previous_launch();
+  let_next_launch();
+  x[global_index()] += 1;
+}
+
+SW_KERNEL(LANES, 1) void look_twice_kernel(const uint32_t* x, uint32_t* early, uint32_t* late) {
+  const unsigned i = global_index();
+  const uint32_t seen = x[i];
+  wait_previous_launch();
+  early[i] = seen;
+  late[i] = x[i];
+}
+
 SW_KERNEL(LANES, 1) void spin_for_ever_kernel(uint32_t* out) {
   volatile uint32_t* seen = out;
   while (*seen != 0) {
@@ -170,6 +184,12 @@ int halves(const uint16_t* x, float* out, int count) {
 }
 int read_at(const float* x, float* out, int index) {
   return SW_LAUNCH(read_at_kernel, 1, LANES, 0, nullptr, x, out, index);
+}
+int look_beside(uint32_t* x, uint32_t* early, uint32_t* late, int count, Start start) {
+  for (int i = 0; i < 2; ++i)
+    if (const int status = SW_LAUNCH(count_up_kernel, count / LANES, LANES, 0, nullptr, x))
+      return status;
+  return SW_LAUNCH_AT(start, look_twice_kernel, count / LANES, LANES, 0, nullptr, x, early, late);
 }
 int spin_for_ever(uint32_t* out) {
   return SW_LAUNCH(spin_for_ever_kernel, 1, LANES, 0, nullptr, out);

@@ -3,6 +3,7 @@
 #include <stdint.h>
 
 #include "../../csrc/common/bfloat16.h"
+#include "../../csrc/common/start.h"
 
 namespace servewright::vocabulary {
 
@@ -59,6 +60,9 @@ struct Words {
 };
 int words(const uint32_t* x, const Words& out, int count);
 int halves(const uint16_t* x, float* out, int count);
+
+// Two launches count x up, the third looks at it before it waits for the second, and behind.
+int look_beside(uint32_t* x, uint32_t* early, uint32_t* late, int count, Start start);
 
 // What no kernel should do.
 int read_at(const float* x, float* out, int index);

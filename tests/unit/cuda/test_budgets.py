@@ -23,6 +23,9 @@ BUDGET = Budget(
     shared=65536,
     blocks=2,
     in_flight=65536,
+    waits=1,
+    early_copies=6,
+    early_loads=0,
 )
 
 
@@ -55,6 +58,9 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
     ("a barrier more", {"barriers": 3}, "barriers"),
     ("no tensor operation", {"tensor": 0}, "tensor"),
     ("more shared memory", {"shared": 65600}, "shared"),
+    ("a wait for the launch before left out", {"waits": 0}, "waits 0, the budget is 1"),
+    ("a copy less before that wait", {"early_copies": 5}, "early_copies 5"),
+    ("a load moved before that wait", {"early_loads": 1}, "early_loads 1"),
     ("too little in flight", {"in_flight": 16384}, "16384 bytes in flight, wants 32768"),
 ]
 
@@ -104,6 +110,7 @@ SASS = """\
         /*0040*/                   LDGSTS.E.BYPASS.128 [R1], desc[UR4][R2.64] ;
         /*0050*/                   LDGSTS.E.BYPASS.128 [R1], desc[UR4][R2.64] ;
         /*0060*/                   LDGDEPBAR ;
+        /*0068*/                   ACQBULK ;
         /*0070*/                   DEPBAR.LE SB0, 0x2 ;
         /*0080*/                   LDGSTS.E.BYPASS.128 [R1], desc[UR4][R2.64] ;
         /*0090*/                   LDGDEPBAR ;
@@ -128,7 +135,10 @@ def test_machine_code_is_counted() -> None:
             local=1,
             barriers=1,
             tensor=1,
-            instructions=16,
+            instructions=17,
+            waits=1,
+            early_copies=2,
+            early_loads=3,
             loop=2,
             # Two loads of 16 bytes; two groups that the wait leaves and one behind it, of 32.
             flying=32 + 3 * 32,

@@ -20,6 +20,7 @@ from support.planted_bugs import cases, numbers
 ALL_RUNS: tuple[tuple[Order, Copies], ...] = tuple(itertools.product(ORDERS, COPIES))
 IN_ANY_ORDER: tuple[tuple[Order, Copies], ...] = (("up", "lazy"), ("down", "eager"))
 LAZY = tuple(run for run in ALL_RUNS if run[1] == "lazy")
+EAGER = tuple(run for run in ALL_RUNS if run[1] == "eager")
 
 
 def verdict(op: str, bug: str, flavour: Flavour, order: Order, copies: Copies) -> str | None:
@@ -139,6 +140,40 @@ TABLE: list[Row] = [
         r"    threads 0 spin in spin_pause \(planted.cu:\d+\)\n    threads 1-31 wait at barrier",
     ),
     ("NOT_RESIDENT", "two_phases", "plain", ALL_RUNS, "one after the other"),
+    (
+        "MISSING_WAIT_FOR_LAUNCH",
+        "square_beside",
+        "plain",
+        ALL_RUNS,
+        "the thread ended without wait_previous_launch" + IN_KERNEL,
+    ),
+    ("MISSING_WAIT_FOR_LAUNCH", "square_beside", "tsan", IN_ANY_ORDER, RACE),
+    ("WAIT_FOR_LAUNCH_TOO_LATE", "square_beside", "plain", ALL_RUNS, WRONG),
+    ("WAIT_FOR_LAUNCH_TOO_LATE", "square_beside", "tsan", IN_ANY_ORDER, RACE),
+    ("COPY_BEFORE_WAIT_FOR_LAUNCH", "square_beside", "plain", EAGER, WRONG),
+    ("COPY_BEFORE_WAIT_FOR_LAUNCH", "square_beside", "tsan", IN_ANY_ORDER, RACE),
+    (
+        "WRITE_BEFORE_WAIT_FOR_LAUNCH",
+        "square_beside",
+        "plain",
+        ALL_RUNS,
+        "array out was written before wait_previous_launch",
+    ),
+    (
+        "READ_ONLY_PATH_ON_PREVIOUS_LAUNCH",
+        "square_beside",
+        "plain",
+        ALL_RUNS,
+        r"load_16 \(planted.cu:\d+\) reads byte \d+ of array between .*, which the launch before"
+        r" wrote" + IN_KERNEL,
+    ),
+    (
+        "NEXT_LAUNCH_TOO_EARLY",
+        "square_beside",
+        "plain",
+        ALL_RUNS,
+        r"let_next_launch \(planted.cu:\d+\) stands before wait_previous_launch",
+    ),
     ("MISSING_WARP_BARRIER", "rotate_warp", "plain", ALL_RUNS, WRONG),
     ("MISSING_WARP_BARRIER", "rotate_warp", "tsan", IN_ANY_ORDER, RACE),
     ("SHUFFLE_AS_BARRIER", "rotate_warp", "tsan", IN_ANY_ORDER, RACE),

@@ -178,6 +178,26 @@ def test_address_sanitizer_finds_the_first_byte_past_an_array(index: int) -> Non
         Emulated("asan").run("read_at", {"x": normal(5)}, {"index": index})
 
 
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("start", "early"), [(0, 2), (1, 1)], ids=["behind", "beside"])
+def test_a_launch_beside_another_sees_its_memory_when_it_has_waited(
+    start: int, early: int, order: Order
+) -> None:
+    x = np.arange(96, dtype=np.uint32)
+    got = PLAIN.run("look_beside", {"x": x}, {"start": start}, order=order)
+    assert np.array_equal(got["early"], x + early)
+    assert np.array_equal(got["late"], x + 2)
+    assert np.array_equal(got["x"], x + 2)
+
+
+def test_thread_sanitizer_tells_a_look_at_the_launch_before_it_has_ended() -> None:
+    arrays = {"x": np.zeros(96, np.uint32)}
+    tsan = Emulated("tsan")
+    assert (tsan.run("look_beside", arrays, {"start": 0})["early"] == 2).all()
+    with pytest.raises(Fault, match=r"a race on byte \d+ of array x"):
+        tsan.run("look_beside", arrays, {"start": 1})
+
+
 def test_a_kernel_without_end_meets_the_time_limit() -> None:
     says = r"the time limit is over\n  in kernel spin_for_ever_kernel, block \(0, 0, 0\), thread 0"
     with pytest.raises(Fault, match=says):
