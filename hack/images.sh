@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the images of this working tree: localhost/servewright-operator:VERSION and -runtime:VERSION,
-# the names that the chart uses by default.
-#   hack/images.sh [operator|runtime ...]
+# the names that the chart uses by default, and -runtime-cuda:VERSION if it is named.
+#   hack/images.sh [operator|runtime|runtime-cuda ...]
 # What pip installs is downloaded once for each requirements.lock into build/wheels and given to the
 # build, which then needs no network; the kernels are compiled here. Environment:
 #   REGISTRY, TAG    of the names (localhost, the version)
@@ -43,22 +43,37 @@ build() {  # NAME FILE OPTION...
 }
 
 lock=$(cat requirements.lock pyproject.toml hack/requirements.py | sha256sum | cut -c1-16)
-wheels=$PWD/build/wheels/$lock
-if [ ! -e "$wheels/.whole" ]; then
-    mkdir -p "$wheels"
-    "$python" hack/requirements.py runtime,reference,operator >"$wheels/requirements.txt"
-    "$python" -m pip download -q --dest "$wheels" -c requirements.lock \
-        -r "$wheels/requirements.txt" pip setuptools wheel pybind11
-    touch "$wheels/.whole"
-fi
-# setuptools would pack what an earlier build left here, modules that are no more included.
-rm -rf build/lib.* build/bdist.* "$wheels"/servewright-*.whl
-"$python" -m pip wheel -q --no-build-isolation --no-deps --wheel-dir "$wheels" .
+
+# fill FOLDER REQUIREMENT...: what the images install, downloaded once, and our own wheel of this tree.
+fill() {
+    local folder=$1
+    shift
+    if [ ! -e "$folder/.whole" ]; then
+        mkdir -p "$folder"
+        "$python" hack/requirements.py runtime,reference,operator >"$folder/requirements.txt"
+        "$python" -m pip download -q --dest "$folder" -c requirements.lock \
+            -r "$folder/requirements.txt" pip setuptools wheel pybind11 "$@"
+        touch "$folder/.whole"
+    fi
+    # setuptools would pack what an earlier build left here, modules that are no more included.
+    rm -rf build/lib.* build/bdist.* "$folder"/servewright-*.whl
+    "$python" -m pip wheel -q --no-build-isolation --no-deps --wheel-dir "$folder" .
+}
 
 version=$("$python" -c 'from servewright_api import __version__; print(__version__)')
 commit=$(git rev-parse HEAD)$(git diff --quiet HEAD -- operator runtime csrc || echo -dirty)
 for image in "${images[@]}"; do
-    build "${REGISTRY:-localhost}/servewright-$image:${TAG:-$version}" "$image/Dockerfile" \
-        --build-context "wheels=$wheels" --build-arg "BASE=$base" \
+    wheels=$PWD/build/wheels/$lock
+    options=()
+    if [ "$image" = runtime-cuda ]; then
+        wheels+=-cuda
+        options=(--build-arg CUDA=1)
+        # PyPI's torch, which has CUDA: === takes none that a CPU's index marks as 2.13.0+cpu.
+        SERVEWRIGHT_CUDA=1 fill "$wheels" "torch===$(sed -n 's/^torch==//p' requirements.lock)"
+    else
+        fill "$wheels"
+    fi
+    build "${REGISTRY:-localhost}/servewright-$image:${TAG:-$version}" "${image%-cuda}/Dockerfile" \
+        --build-context "wheels=$wheels" --build-arg "BASE=$base" "${options[@]}" \
         --build-arg "VERSION=$version" --build-arg "COMMIT=$commit"
 done

@@ -6,6 +6,7 @@ import platform
 from importlib import metadata
 
 from servewright_api import __version__
+from servewright_runtime.cuda import availability
 from servewright_runtime.errors import ServewrightError
 from servewright_runtime.hardware import Hardware, detect
 
@@ -23,6 +24,7 @@ def inventory() -> list[tuple[str, str]]:
         ("cpu", f"{hardware.cpu_name}, {hardware.cpus} available"),
         ("memory", f"{hardware.memory_bytes / 2**30:.1f} GiB"),
         ("kernels", kernels(hardware)),
+        ("gpu", gpu()),
         *((name, installed(name)) for name in _PACKAGES),
     ]
 
@@ -44,6 +46,12 @@ def kernels(hardware: Hardware) -> str:
         return f"none: {error.message}"
     others = [variant for variant in native.variants() if variant != chosen]
     return ", ".join([f"{chosen} (chosen)", *others])
+
+
+def gpu() -> str:
+    """Whether models with spec.accelerator can run here; if not, why."""
+    why = availability.unavailable()
+    return "nvidia: the CUDA kernels run on device 0" if why is None else f"none: {why}"
 
 
 def installed(distribution: str) -> str:

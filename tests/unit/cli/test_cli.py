@@ -168,6 +168,10 @@ def test_info_names_machine_kernels_and_versions() -> None:
     assert rows["servewright"] == __version__
     assert rows["python"].startswith(f"{sys.version_info[0]}.{sys.version_info[1]}")
     assert rows.keys() >= {"cpu", "memory", "kernels", "ray", "torch"}
+    missing = availability.unavailable()
+    assert rows["gpu"] == (
+        f"none: {missing}" if missing else "nvidia: the CUDA kernels run on device 0"
+    )
 
 
 def test_an_empty_cache_is_listed_and_pruned(tmp_path: Path) -> None:

@@ -52,8 +52,19 @@ def test_dependencies_are_a_layer_that_our_code_does_not_touch(image: str) -> No
 
 
 def test_compiler_stays_in_the_stage_that_builds() -> None:
-    assert ["g++" in stage for stage in stages("runtime")] == [False, False, False, True, False]
+    for compiler in ("g++", "nvcc"):
+        found = [compiler in stage for stage in stages("runtime")]
+        assert found == [False, False, False, True, False]
     assert "SERVEWRIGHT_NATIVE=0" in dockerfile("operator")
+
+
+def test_cuda_is_asked_for_and_no_container_of_the_image_has_devices_by_itself() -> None:
+    """NVIDIA's own base images name all devices: then the fetcher would have them too."""
+    _, _, packages, code, last = stages("runtime")
+    for stage in (packages, code, last):
+        assert "\nARG CUDA=\n" in stage
+    assert "\nENV NVIDIA_DRIVER_CAPABILITIES=${CUDA:+compute,utility}\n" in last
+    assert "NVIDIA_VISIBLE_DEVICES" not in dockerfile("runtime")
 
 
 def test_requirements_are_those_of_the_extras_and_no_others() -> None:
