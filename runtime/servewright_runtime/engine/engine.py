@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-from servewright_runtime.engine.batching import build_batch
+from servewright_runtime.engine.batching import Batcher
 from servewright_runtime.engine.config import EngineConfig
 from servewright_runtime.engine.detokenizer import Detokenizer
 from servewright_runtime.engine.observer import EngineObserver, RequestStats, StepStats
@@ -78,6 +78,7 @@ class Engine:
         self._observer = observer
         self._clock = clock
         self._scheduler = Scheduler(config, model.runner.num_blocks)
+        self._batcher = Batcher()
         self._jobs: dict[str, _Job] = {}
         self._order = 0
         # Messages to the engine thread, all under the condition's lock.
@@ -221,7 +222,7 @@ class Engine:
         if not step.chunks:
             return
         started = self._clock()
-        result = self._runner.step(build_batch(step.chunks))
+        result = self._runner.step(self._batcher.build(step.chunks))
         self._postprocess(step, result, started)
 
     def _postprocess(self, step: Step, result: StepResult, started: float) -> None:

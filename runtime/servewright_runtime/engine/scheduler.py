@@ -16,8 +16,10 @@ Plain data in, plain data out: no model, no thread, no clock. The rules:
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from servewright_runtime.engine.config import EngineConfig
 from servewright_runtime.engine.sequence import Phase, Sequence
@@ -25,18 +27,13 @@ from servewright_runtime.kvcache.pool import BlockPool
 from servewright_runtime.models.runner import BLOCK_TOKENS
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """The next `tokens` tokens of a sequence, beginning at `start`."""
 
     sequence: Sequence
     start: int
     tokens: int
-
-    @property
-    def samples(self) -> bool:
-        """Whether the chunk reaches the sequence's end, so that a token is drawn."""
-        return self.start + self.tokens == len(self.sequence.token_ids)
+    samples: bool  # it reaches the sequence's end, so that a token is drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +67,22 @@ class Scheduler:
 
     def schedule(self) -> Step:
         """Choose the next step's chunks and give them their blocks."""
-        budget = self._config.max_step_tokens
         chunks: list[Chunk] = []
         preempted = 0
+        decoding: list[Sequence] = []
+        prefilling: list[Sequence] = []
+        for sequence in self.running:
+            (decoding if sequence.pending == 1 else prefilling).append(sequence)
         # Decodes first: with max_batch <= max_step_tokens none of them is ever left out.
-        for decoding in (True, False):
-            if not decoding and chunks:
-                budget = min(budget, self._config.mixed_prefill_tokens)
-            for sequence in [s for s in self.running if (s.pending == 1) is decoding]:
-                if budget == 0 or sequence.phase is not Phase.RUNNING:
-                    continue
-                tokens = min(sequence.pending, budget)
-                preempted += self._make_room(sequence, tokens, chunks)
-                if sequence.phase is Phase.RUNNING:
-                    chunks.append(Chunk(sequence, sequence.computed, tokens))
-                    budget -= tokens
+        for sequence in decoding:
+            preempted += self._plan(sequence, 1, chunks)
+        budget = self._config.max_step_tokens - len(chunks)
+        if chunks:
+            budget = min(budget, self._config.mixed_prefill_tokens)
+        for sequence in prefilling:
+            tokens = min(sequence.pending, budget)
+            preempted += self._plan(sequence, tokens, chunks)
+            budget -= tokens
         queried = hit = 0
         while self.waiting and budget and not preempted:
             if len(self.running) >= self._config.max_batch:
@@ -97,7 +95,7 @@ class Scheduler:
                 queried += len(sequence.token_ids)
                 hit += found
             tokens = min(sequence.pending, budget)
-            chunks.append(Chunk(sequence, sequence.computed, tokens))
+            self._plan(sequence, tokens, chunks)
             budget -= tokens
         return Step(chunks, preempted, queried, hit)
 
@@ -105,10 +103,10 @@ class Scheduler:
         """Record that the step's chunks are computed; full blocks become findable."""
         for chunk in step.chunks:
             sequence = chunk.sequence
-            before = sequence.computed // BLOCK_TOKENS
             sequence.computed = chunk.start + chunk.tokens
             if self._config.prefix_cache:
-                for index in range(before, sequence.computed // BLOCK_TOKENS):
+                full = range(chunk.start // BLOCK_TOKENS, sequence.computed // BLOCK_TOKENS)
+                for index in full:
                     self.pool.file(sequence.blocks[index], sequence.hash_at(index))
 
     def finish(self, sequence: Sequence) -> None:
@@ -129,6 +127,21 @@ class Scheduler:
         for sequence in self.running:
             assert sequence.computed <= len(sequence.blocks) * BLOCK_TOKENS
             assert sequence.computed < len(sequence.token_ids)
+
+    def _plan(self, sequence: Sequence, tokens: int, chunks: list[Chunk]) -> int:
+        """Add a sequence's next tokens, if any, to `chunks`, unless it is or gets preempted.
+
+        Returns how many sequences were preempted to make room for them.
+        """
+        preempted = 0
+        if not tokens or sequence.phase is not Phase.RUNNING:
+            return preempted
+        if sequence.computed + tokens > len(sequence.blocks) * BLOCK_TOKENS:
+            preempted = self._make_room(sequence, tokens, chunks)
+        if sequence.phase is Phase.RUNNING:
+            samples = tokens == sequence.pending
+            chunks.append(Chunk(sequence, sequence.computed, tokens, samples))
+        return preempted
 
     def _make_room(self, sequence: Sequence, tokens: int, chunks: list[Chunk]) -> int:
         """Give a running sequence the blocks for its next tokens, preempting the latest arrivals.
@@ -168,7 +181,8 @@ class Scheduler:
             return None
         for block in found:
             self.pool.share(block)
-        sequence.blocks = found + [self.pool.take() for _ in range(missing)]
+        sequence.blocks = array("i", found)
+        sequence.blocks.extend(self.pool.take() for _ in range(missing))
         sequence.computed = len(found) * BLOCK_TOKENS
         sequence.phase = Phase.RUNNING
         self.running.append(sequence)  # it arrived after all that run: none overtakes
@@ -176,5 +190,5 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         self.pool.release(sequence.blocks)
-        sequence.blocks = []
+        sequence.blocks = array("i")
         sequence.computed = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from array import array
 from dataclasses import dataclass, field
 
 from servewright_runtime.engine.requests import Request
@@ -20,14 +21,17 @@ class Phase(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A request's tokens, its KV blocks and its clock readings (monotonic seconds)."""
+    """A request's tokens, its KV blocks and its clock readings (monotonic seconds).
+
+    Tokens and blocks are int32 arrays: a step copies them whole.
+    """
 
     request: Request
     order: int  # of arrival
     arrived_at: float
-    token_ids: list[int] = field(default_factory=list)  # prompt, then output
+    token_ids: array[int] = field(init=False)  # prompt, then output
     computed: int = 0  # leading tokens whose K and V are in the cache
-    blocks: list[int] = field(default_factory=list)
+    blocks: array[int] = field(default_factory=lambda: array("i"))
     hashes: list[bytes] = field(default_factory=list)  # of the leading full blocks
     phase: Phase = Phase.WAITING
     cached_tokens: int = 0  # of the prompt, found in the prefix cache when first scheduled
@@ -36,7 +40,7 @@ class Sequence:
     last_token_at: float | None = None
 
     def __post_init__(self) -> None:
-        self.token_ids = list(self.request.prompt_ids)
+        self.token_ids = array("i", self.request.prompt_ids)
 
     @property
     def pending(self) -> int:
