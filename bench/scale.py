@@ -1,10 +1,11 @@
 """`make scale`: a thousand ModelServices on pretended nodes, beside a bare client.
 
-The bare client writes the same objects by the same server-side applies in the same run, and
-decides and watches nothing: what the operator costs besides is the difference. Then the operator
-is started anew among what is there, and single edits are timed until their Deployment has them.
+A bare client writes the same objects by the same server-side applies in the same run, before the
+operator and after it, since a cluster gets slower as it fills; it decides and watches nothing:
+what the operator costs besides is the difference. The operator is also started anew among what is
+there, and single edits are timed until their Deployment has them.
 
-Needs KUBECONFIG and kubectl. Two namespaces are made and left; a cluster for this alone is best.
+Needs KUBECONFIG and kubectl. Three namespaces are made and left; a cluster for this alone is best.
 """
 
 from __future__ import annotations
@@ -171,8 +172,10 @@ async def each(count: int, work: Callable[[int], Awaitable[object]]) -> None:
 async def measure_bare(client: Client, namespace: str, found: Found) -> None:
     """The same objects, by a client that does nothing else."""
     pods = PodDefaults(image=IMAGE, cuda_image=IMAGE)
+    writes = 0
 
     async def one(number: int) -> None:
+        nonlocal writes
         service = await client.create(make_service(namespace, number))
         key = Key(namespace, service["metadata"]["name"])
         secrets = {f"{key.name}-probe": "0" * 43, f"{key.name}-api-keys": "0" * 43}
@@ -181,11 +184,13 @@ async def measure_bare(client: Client, namespace: str, found: Found) -> None:
         for child in plan.children or ():
             await client.apply(holding.with_hash(child), force=True)
         await client.apply_status(service, plan.status)
-        found.bare_writes += len(plan.children or ()) + 1
+        writes += len(plan.children or ()) + 1
 
     started = time.monotonic()
     await each(found.services, one)
-    found.bare_s = time.monotonic() - started
+    found.bare_s.append(time.monotonic() - started)
+    found.bare_writes = writes
+    print(f"bare client: {found.bare_s[-1]:.1f} s", file=sys.stderr)
 
 
 async def measure_operator(client: Client, namespace: str, found: Found, log: Path) -> None:
@@ -249,10 +254,10 @@ async def measure_edits(client: Client, namespace: str, found: Found) -> None:
             service = await client.get(kinds.MODEL_SERVICE, namespace, name)
             assert service is not None
             deadline_s = service["spec"]["rollout"]["progressDeadlineSeconds"] + 1
-            service["spec"]["rollout"]["progressDeadlineSeconds"] = deadline_s
+            edit = {"spec": {"rollout": {"progressDeadlineSeconds": deadline_s}}}
             async with watched(client, session, namespace, name) as forms:
                 started = time.monotonic()
-                await client.replace(service)
+                await client.patch(service, edit)
                 async for deployment in forms:
                     if deployment["spec"]["progressDeadlineSeconds"] == deadline_s:
                         found.edits_s.append(time.monotonic() - started)
@@ -311,24 +316,23 @@ async def run(arguments: argparse.Namespace) -> Found:
     """All of it."""
     found = Found(arguments.services)
     stamp = time.strftime("%H%M%S")
-    bare, ours = f"scale-bare-{stamp}", f"scale-operator-{stamp}"
+    before, ours, after = (f"scale-{part}-{stamp}" for part in ("before", "operator", "after"))
     crds = ROOT / "charts" / "servewright-crds" / "templates"
     for words in (
         ["apply", "--server-side", "--force-conflicts", f"--filename={crds}"],
         ["wait", f"--filename={crds}", "--for=condition=Established", "--timeout=60s"],
-        ["create", "namespace", bare],
-        ["create", "namespace", ours],
+        *(["create", "namespace", one] for one in (before, ours, after)),
     ):
         await asyncio.to_thread(_kubectl, *words)
     log = arguments.out / "scale-operator.log"
     async with Client(await load_configuration()) as client:
-        await measure_bare(client, bare, found)
-        print(f"bare client: {found.bare_s:.1f} s", file=sys.stderr)
+        await measure_bare(client, before, found)
         await measure_operator(client, ours, found, log)
-        before = await told(client, ours)
+        known = await told(client, ours)
         await measure_restart(ours, found, log)
         if found.restart_writes:
-            found.wrong += changed(before, await told(client, ours))
+            found.wrong += changed(known, await told(client, ours))
+        await measure_bare(client, after, found)
     return found
 
 

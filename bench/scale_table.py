@@ -11,7 +11,7 @@ class Found:
     """What one run measured; times in seconds of the wall."""
 
     services: int
-    bare_s: float = 0.0
+    bare_s: list[float] = field(default_factory=list)  # before the operator, and after it
     bare_writes: int = 0
     operator_s: float = 0.0
     operator_writes: dict[str, int] = field(default_factory=dict)
@@ -48,13 +48,19 @@ def render(found: Found, result: dict[str, Any]) -> str:
     """The table, as Markdown that also reads well in a terminal."""
     edits = sorted(found.edits_s)
     middle, last = edits[len(edits) // 2], edits[-1 - len(edits) // 100]
-    ratio = found.operator_s / found.bare_s
+    bare = sum(found.bare_s) / len(found.bare_s)
+    ratio = found.operator_s / bare
     count, writes = found.services, sum(found.operator_writes.values())
     again = sum(found.restart_writes.values())
     rows = [
-        Row(f"bare client: {count:,} applied", f"{found.bare_s:.1f} s"),
+        Row(
+            f"bare client: {count:,} applied before the operator's, and after",
+            ", ".join(f"{each:.1f} s" for each in found.bare_s),
+        ),
         Row(f"operator: {count:,} applied, every status right", f"{found.operator_s:.1f} s"),
-        Row("the operator's time in the bare client's", f"{ratio:.2f}", "<= 1.3", ratio <= 1.3),
+        Row(
+            "the operator's time in the bare client's mean", f"{ratio:.2f}", "<= 1.3", ratio <= 1.3
+        ),
         Row("the same until every Event is posted too", f"{found.events_s:.1f} s"),
         Row("writes of the bare client, of the operator", f"{found.bare_writes:,}, {writes:,}"),
         Row("CPU time of the operator", f"{found.operator_cpu_s:.1f} s"),
