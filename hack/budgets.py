@@ -208,6 +208,7 @@ def _enumerations() -> dict[str, list[str]]:
 _DYNAMIC = {
     "project": ("gemm.cuh", "Plan<Weight::{0}, {2}, {3}>::SHARED_BYTES"),
     "paged_attention": ("attention.cuh", "AttentionLayout<{0}>::BYTES"),
+    "attend_chunk": ("prefill_attention.cuh", "prefill::AttentionPlan<{0}, {1}>::BYTES"),
 }
 
 

@@ -68,6 +68,7 @@
 // Numbers
 //   bfloat16, to_float, to_bfloat16 (nearest even), pack_bfloat16(lo, hi), half_to_float
 //   mask_or(w, mask, bits)        w & mask | bits, one instruction
+//   lower_halves(a, b), upper_halves(a, b)       16 bits of each, a's below b's, one instruction
 //   nibbles_to_bfloat16(w, shift) bits 0-3 and 16-19 of w >> shift as two bf16: 128 + q, exact
 //   sub_bfloat16x2(a, b)          two bf16 at once, each result rounded once
 //   exp2, log2, exp, log, rsqrt, fma, sqrt, minimum, maximum, absolute, floor, bit_cast,

@@ -188,6 +188,8 @@ SW_DEVICE uint32_t mask_or(uint32_t word, uint32_t mask, uint32_t bits) {
   asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(out) : "r"(word), "r"(mask), "r"(bits));
   return out;
 }
+SW_DEVICE uint32_t lower_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x5410); }
+SW_DEVICE uint32_t upper_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x7632); }
 SW_DEVICE uint32_t nibbles_to_bfloat16(uint32_t word, int shift) {
   return mask_or(word >> shift, 0x000f000fu, 0x43004300u);  // 0x4300: 128, its last bit worth 1
 }

@@ -185,6 +185,8 @@ inline float half_to_float(uint16_t x) {
 inline uint32_t mask_or(uint32_t word, uint32_t mask, uint32_t bits) {
   return (word & mask) | bits;
 }
+inline uint32_t lower_halves(uint32_t a, uint32_t b) { return (a & 0xffffu) | b << 16; }
+inline uint32_t upper_halves(uint32_t a, uint32_t b) { return a >> 16 | (b & 0xffff0000u); }
 inline uint32_t nibbles_to_bfloat16(uint32_t word, int shift) {
   return ((word >> shift) & 0x000f000fu) | 0x43004300u;
 }

@@ -46,7 +46,8 @@ int rope_append(const PrefillArgs& args, Stream stream);
 
 // out = softmax(q K^T / sqrt(head_dim)) V over all positions up to each query's own. Reads queries,
 // pool, pages: behind rope_append. A query's bits do not depend on the chunk that brought it.
-int prefill_attention(const PrefillArgs& args, Stream stream);
+// row_tiles: of 16 rows, a warp (1, 2). 0: chosen for the shape. Only time depends on it.
+int prefill_attention(const PrefillArgs& args, Stream stream, int row_tiles = 0);
 
 // ---- csrc/cuda/rows.cuh ----
 

@@ -98,26 +98,13 @@ class Decode:
         return np.asarray(rows[:, :, :length])
 
     def rotated(self, token: int, kind: Any) -> Array:
-        """q, k and v heads of the new token, q and k rotated, computed in `kind`: [heads, dim].
-
-        In float32 k is what a kernel must append, to the bit: one fused multiply-add behind one
-        product. (Its product is exact in float64; the sum there has 29 bits more than the result.)
-        """
-        dim, at = self.head_dim, max(self.lengths[token] - 1, 0)
-        x = self.arrays["qkv"][token].reshape(-1, dim)
-        pairs = np.arange(dim // 2)
-        if self.interleaved_rope:
-            first, second = 2 * pairs, 2 * pairs + 1
-        else:
-            first, second = pairs, pairs + dim // 2
-        cosines = self.arrays["cosines"][at].astype(np.float64)
-        sines = self.arrays["sines"][at].astype(kind)
-        wide = x.astype(np.float64)
-        turned = wide.copy()
-        turned[:, first] = wide[:, first] * cosines - x[:, second].astype(kind) * sines
-        turned[:, second] = wide[:, second] * cosines + x[:, first].astype(kind) * sines
-        turned[-self.kv_heads :] = wide[-self.kv_heads :]
-        return np.asarray(turned.astype(kind))
+        """q, k and v heads of the new token, q and k rotated, computed in `kind`: [heads, dim]."""
+        at = max(self.lengths[token] - 1, 0)
+        x = self.arrays["qkv"][token].reshape(-1, self.head_dim)
+        cosines, sines = self.arrays["cosines"][at], self.arrays["sines"][at]
+        out = turned(x, cosines, sines, self.interleaved_rope, kind)
+        out[-self.kv_heads :] = x[-self.kv_heads :]
+        return out
 
     def attended(self, pool: Array, kind: Any) -> Array:
         """out, computed in `kind` from the pool's bf16: [tokens, heads, head_dim]."""
@@ -146,3 +133,22 @@ class Decode:
                 largest = sums.max(-1) * self.head_dim**-0.5
                 margin[token] = (2**-14 * (1 + largest) * v.max((1, 2))[:, None]).reshape(-1)
         return margin
+
+
+def turned(x: Array, cosines: Array, sines: Array, interleaved: bool, kind: Any) -> Array:
+    """RoPE of heads [..., dim] float32 by the angles of pairs [..., dim / 2], computed in `kind`.
+
+    In float32 it is what a kernel must give, to the bit: one fused multiply-add behind one product.
+    (Its product is exact in float64; the sum there has 29 bits more than the result.)
+    """
+    dim = x.shape[-1]
+    pairs = np.arange(dim // 2)
+    if interleaved:
+        first, second = 2 * pairs, 2 * pairs + 1
+    else:
+        first, second = pairs, pairs + dim // 2
+    wide, cosines, sines = x.astype(np.float64), cosines.astype(np.float64), sines.astype(kind)
+    out = wide.copy()
+    out[..., first] = wide[..., first] * cosines - x[..., second].astype(kind) * sines
+    out[..., second] = wide[..., second] * cosines + x[..., first].astype(kind) * sines
+    return np.asarray(out.astype(kind))

@@ -92,6 +92,7 @@ SW_OP(words) {
   request.check(vocabulary::words(
       request.input<uint32_t>("x"),
       {request.output<uint32_t>("nibbles", {count}), request.output<uint32_t>("masked", {count}),
+       request.output<uint32_t>("lower", {count}), request.output<uint32_t>("upper", {count}),
        request.output<uint32_t>("ones", {count}), request.output<uint32_t>("zeros", {count}),
        request.output<uint32_t>("high", {count})},
       count));

@@ -108,6 +108,8 @@ SW_KERNEL(LANES, 1) void words_kernel(const uint32_t* x, Words out) {
   const unsigned i = global_index();
   out.nibbles[i] = nibbles_to_bfloat16(x[i], 4);
   out.masked[i] = mask_or(x[i], 0x00ff00ffu, 0x40004000u);
+  out.lower[i] = lower_halves(x[i], ~x[i]);
+  out.upper[i] = upper_halves(x[i], ~x[i]);
   out.ones[i] = static_cast<uint32_t>(popcount(x[i]));
   out.zeros[i] = static_cast<uint32_t>(leading_zeros(x[i]));
   out.high[i] = multiply_high(x[i], 0x9e3779b9u);

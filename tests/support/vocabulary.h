@@ -54,6 +54,8 @@ int numbers(const float* x, const Numbers& out, int count);
 struct Words {
   uint32_t* nibbles;  // nibbles_to_bfloat16(x, 4)
   uint32_t* masked;   // mask_or(x, 0x00ff00ff, 0x40004000)
+  uint32_t* lower;    // lower_halves(x, ~x)
+  uint32_t* upper;    // upper_halves(x, ~x)
   uint32_t* ones;
   uint32_t* zeros;
   uint32_t* high;  // of x * 0x9e3779b9

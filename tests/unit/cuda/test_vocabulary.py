@@ -149,6 +149,9 @@ def test_words_are_taken_apart() -> None:
     pairs = from_bfloat16(got["nibbles"].view(np.uint16)).reshape(-1, 2)
     assert np.array_equal(pairs, 128 + np.stack([x >> 4 & 15, x >> 20 & 15], 1))
     assert np.array_equal(got["masked"], x & 0x00FF00FF | 0x40004000)
+    words = x.astype(np.uint32)
+    assert np.array_equal(got["lower"], words & 0xFFFF | ~words << 16)
+    assert np.array_equal(got["upper"], words >> 16 | ~words & 0xFFFF0000)
     assert got["ones"].tolist() == [int(word).bit_count() for word in x]
     assert got["zeros"].tolist() == [32 - int(word).bit_length() for word in x]
     assert np.array_equal(got["high"], x * np.uint64(0x9E3779B9) >> np.uint64(32))
