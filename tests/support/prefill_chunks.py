@@ -134,19 +134,19 @@ class Sequence:
         """
         kind = np.float32 if plain else np.float64
         group = self.heads // self.kv_heads
-        q = from_bfloat16(self.queries()[first : first + tokens]).astype(kind)
+        q: Array = from_bfloat16(self.queries()[first : first + tokens]).astype(kind)
         kv = from_bfloat16(to_bfloat16(self.rotated(np.float32)[: first + tokens, self.heads :]))
         k, v = kv.astype(kind).reshape(len(kv), 2, self.kv_heads, -1).transpose(1, 2, 0, 3)
         q = q.reshape(tokens, self.kv_heads, group, -1)
-        scores = np.einsum("tkgd,kpd->tkgp", q, k)
+        scores = q @ k.swapaxes(1, 2)
         hidden = np.arange(len(kv)) > first + np.arange(tokens)[:, None]
         scores[np.broadcast_to(hidden[:, None, None], scores.shape)] = -np.inf
         weights = np.exp2(scores - scores.max(-1, keepdims=True))
         total = weights.sum(-1, keepdims=True)
         if plain:
             weights = from_bfloat16(to_bfloat16(weights)).reshape(weights.shape)
-        out = np.einsum("tkgp,kpd->tkgd", weights, v) / total
-        largest = np.einsum("tkgd,kpd->tkgp", abs(q), abs(k)).max(-1, keepdims=True)
+        out = weights @ v / total
+        largest = (abs(q) @ abs(k).swapaxes(1, 2)).max(-1, keepdims=True)
         most = abs(v).max((1, 2))[:, None, None]
         margin = (2.0**-8 + 2.0**-14 * (1 + largest) + 2.0**-22 * len(kv)) * most
         shape = (tokens, self.heads, self.head_dim)
