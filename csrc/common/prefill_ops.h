@@ -5,7 +5,7 @@
 //   | gate and up product | silu_mul | down product
 //
 // Every launcher returns 0 or a CUDA error code, allocates nothing and does not synchronise. All
-// pointers are device memory, aligned to 16 bytes.
+// pointers are device memory, aligned to 16 bytes (pages: to 4).
 #pragma once
 #include "step_ops.h"
 
@@ -33,7 +33,7 @@ struct PrefillArgs {
   int tokens;            // 0: nothing to do
   bfloat16* queries;     // [tokens, heads, head_dim]: rope_append leaves them to prefill_attention,
                          // rotated and scaled by log2(e) / sqrt(head_dim)
-  bfloat16* out;         // [tokens, heads * head_dim]
+  bfloat16* out;         // [tokens, heads * head_dim]; of prefill_attention
   int heads;
   int kv_heads;           // divides heads
   int head_dim;           // 64 or 128
