@@ -107,7 +107,8 @@ class Engine(Type):
         default=None,
         description=(
             "Memory for the KV cache, a quantity such as 512Mi. Unless given: enough for maxBatch "
-            "sequences of maxModelLen tokens, at most a quarter of the memory."
+            "sequences of maxModelLen tokens, at most a quarter of the memory, or what the weights "
+            "leave of an accelerator's."
         ),
     )
     threads: int | None = Field(

@@ -45,8 +45,8 @@ class ResourceLimits(Type):
     memory: Memory = Field(
         default="2Gi",
         description=(
-            "Memory that a pod may use; with more it is killed. It holds the model, its KV cache "
-            "and about 700Mi besides."
+            "Memory that a pod may use; with more it is killed. It holds about 700Mi and, unless "
+            "an accelerator does, the model and its KV cache."
         ),
     )
 
