@@ -23,7 +23,7 @@ constexpr int ACTIVATION_BYTES = 2 * PART_BYTES;
 // A block's fine part counts where its scale is above this many times the token's mean scale. Few
 // blocks, those with an outlier, hold most of a row's rounding error: 5 % of SmolLM2's are above,
 // and with their fine parts its logits are off by 0.08 rms from float32's instead of by 0.13. The
-// price is a sixth of the rate of prefill and of batches; a decode step waits for memory anyway.
+// price is 6 % of prefill's time; a decode step waits for memory anyway.
 constexpr float FINE_ABOVE = 2.5f;
 
 // A packed weight matrix [rows, cols]: groups of `lanes` rows, each group contiguous.
@@ -53,6 +53,13 @@ struct Activations {
   int cols;
 };
 
+// Weights that the next phase reads first. Phases that leave memory idle fetch them meanwhile, line
+// by line, each moving `at` on. Null where there is nothing to fetch.
+struct Ahead {
+  const uint8_t* at;
+  const uint8_t* end;
+};
+
 // Scale rows to unit RMS, y = x / sqrt(mean(x^2) + eps) * weight, and store them as activations.
 // weight null: store x as it is. x_rows null: token t is row t of x.
 struct NormArgs {
@@ -62,6 +69,7 @@ struct NormArgs {
   const float* weight;
   float eps;
   Activations out;
+  Ahead* ahead;
 };
 
 // Where the tokens of a step write K and V: block and slot of each token, in elements.
@@ -125,6 +133,7 @@ struct AttentionArgs {
   const int32_t* partial_slots;   // [tokens], -1 where the token has none
   const int32_t* partial_splits;  // [tokens], how many splits it has
   int max_splits;
+  Ahead* ahead;
 };
 
 struct ScanResult {

@@ -3,7 +3,8 @@
 //
 //   dots_u4: weights 0..15, a byte holds columns c and c + 16.   sum_c w[row][c] q[token][c]
 //   dots_8:  weights int8 (stored plus 128 where UNSIGNED_Q8).
-// With OFFSET dots_u4 starts from minus_8_sums, which turns w into w - 8.
+// q: int8 [M][32]. minus_8: int32 [M], -8 times the sums of q. With OFFSET dots_u4 starts from it,
+// which turns w into w - 8.
 #pragma once
 #include "quantise.h"
 
@@ -14,11 +15,6 @@ constexpr bool UNSIGNED_Q8 = true;  // vpdpbusd multiplies unsigned by signed
 #else
 constexpr bool UNSIGNED_Q8 = false;
 #endif
-
-template <int M>
-SW_INLINE const uint8_t* minus_8_sums(const uint8_t* a) {
-  return a + M * (BLOCK + 4);
-}
 
 #if defined(SW_AVX512) || defined(SW_AVX2X16)
 
@@ -47,7 +43,7 @@ SW_INLINE I dot4(I acc, B w, const uint8_t* q) {
 #endif
 
 template <int M, bool OFFSET>
-SW_INLINE void dots_u4(const uint8_t* w, const uint8_t* a, I* dots) {
+SW_INLINE void dots_u4(const uint8_t* w, const uint8_t* q, const uint8_t* minus_8, I* dots) {
   // Few tokens need two chains each to hide the latency; more have enough, and save the sum.
   constexpr bool ONE_CHAIN = M > 4;
   B low[4], high[4];
@@ -58,32 +54,32 @@ SW_INLINE void dots_u4(const uint8_t* w, const uint8_t* a, I* dots) {
   }
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
-    const uint8_t* q = a + m * BLOCK;
-    I first = OFFSET ? all(load_int(minus_8_sums<M>(a) + 4 * m)) : I{};
+    const uint8_t* x = q + m * BLOCK;
+    I first = OFFSET ? all(load_int(minus_8 + 4 * m)) : I{};
     I second = {};
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
-      first = dot4(first, low[i], q + 4 * i);
+      first = dot4(first, low[i], x + 4 * i);
       I& other = ONE_CHAIN ? first : second;
-      other = dot4(other, high[i], q + 16 + 4 * i);
+      other = dot4(other, high[i], x + 16 + 4 * i);
     }
     dots[m] = ONE_CHAIN ? first : first + second;
   }
 }
 
 template <int M>
-SW_INLINE void dots_8(const uint8_t* w, const uint8_t* a, I* dots) {
+SW_INLINE void dots_8(const uint8_t* w, const uint8_t* q, const uint8_t* minus_8, I* dots) {
   B v[8];
   for (int i = 0; i < 8; ++i) v[i] = load<B>(w + i * LANES * 4);
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
-    const uint8_t* q = a + m * BLOCK;
-    I first = all(load_int(minus_8_sums<M>(a) + 4 * m)) * 16;  // -128 sums: the weights' offset
+    const uint8_t* x = q + m * BLOCK;
+    I first = all(load_int(minus_8 + 4 * m)) * 16;  // -128 sums: the weights' offset
     I second = {};
 #pragma GCC unroll 4
     for (int i = 0; i < 8; i += 2) {
-      first = dot4(first, v[i], q + 4 * i);
-      second = dot4(second, v[i + 1], q + 4 * i + 4);
+      first = dot4(first, v[i], x + 4 * i);
+      second = dot4(second, v[i + 1], x + 4 * i + 4);
     }
     dots[m] = first + second;
   }
@@ -99,7 +95,7 @@ SW_INLINE void pin(__m256i& x) { asm volatile("" : "+x"(x)); }
 
 // int16 sums hold a whole block: 16 products of at most 15 * 127 a lane, 30,480 < 32,768.
 template <int M, bool OFFSET>
-SW_INLINE void dots_u4(const uint8_t* w, const uint8_t* a, I* dots) {
+SW_INLINE void dots_u4(const uint8_t* w, const uint8_t* q, const uint8_t* minus_8, I* dots) {
   const __m256i mask = _mm256_set1_epi8(15);
   __m256i sums[M];
 #pragma GCC unroll 4
@@ -111,9 +107,9 @@ SW_INLINE void dots_u4(const uint8_t* w, const uint8_t* a, I* dots) {
     pin(high);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      const uint8_t* q = a + m * BLOCK + 4 * i;
-      const __m256i x = _mm256_maddubs_epi16(low, four(q));
-      const __m256i y = _mm256_maddubs_epi16(high, four(q + 16));
+      const uint8_t* token = q + m * BLOCK + 4 * i;
+      const __m256i x = _mm256_maddubs_epi16(low, four(token));
+      const __m256i y = _mm256_maddubs_epi16(high, four(token + 16));
       sums[m] = i == 0 ? _mm256_add_epi16(x, y) : _mm256_add_epi16(_mm256_add_epi16(sums[m], x), y);
       pin(sums[m]);
     }
@@ -121,13 +117,13 @@ SW_INLINE void dots_u4(const uint8_t* w, const uint8_t* a, I* dots) {
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
     dots[m] = (I)_mm256_madd_epi16(sums[m], _mm256_set1_epi16(1));
-    if (OFFSET) dots[m] += all(load_int(minus_8_sums<M>(a) + 4 * m));
+    if (OFFSET) dots[m] += all(load_int(minus_8 + 4 * m));
   }
 }
 
 // |w| unsigned times q with the sign of w: 2 * 128 * 127 = 32,512 fits int16.
 template <int M>
-SW_INLINE void dots_8(const uint8_t* w, const uint8_t* a, I* dots) {
+SW_INLINE void dots_8(const uint8_t* w, const uint8_t* q, const uint8_t*, I* dots) {
   __m256i sums[M];
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) {
@@ -137,8 +133,8 @@ SW_INLINE void dots_8(const uint8_t* w, const uint8_t* a, I* dots) {
     pin(magnitude);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      const __m256i q = _mm256_sign_epi8(four(a + m * BLOCK + 4 * i), v);
-      const __m256i pairs = _mm256_maddubs_epi16(magnitude, q);
+      const __m256i token = _mm256_sign_epi8(four(q + m * BLOCK + 4 * i), v);
+      const __m256i pairs = _mm256_maddubs_epi16(magnitude, token);
       const __m256i x = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
       sums[m] = i == 0 ? x : _mm256_add_epi32(sums[m], x);
       pin(sums[m]);
@@ -174,7 +170,7 @@ SW_INLINE I finish(const RowPairs& s) {
 }
 
 template <int M, bool OFFSET>
-SW_INLINE void dots_u4(const uint8_t* w, const uint8_t* a, I* dots) {
+SW_INLINE void dots_u4(const uint8_t* w, const uint8_t* q, const uint8_t* minus_8, I* dots) {
   const __m128i mask = _mm_set1_epi8(15), zero = _mm_setzero_si128();
   RowPairs sums[M] = {};
   for (int i = 0; i < 4; ++i) {
@@ -188,18 +184,18 @@ SW_INLINE void dots_u4(const uint8_t* w, const uint8_t* a, I* dots) {
       high[2 * half + 1] = _mm_unpackhi_epi8(h, zero);
     }
     for (int m = 0; m < M; ++m) {
-      multiply_add(sums[m], low, four(a + m * BLOCK + 4 * i));
-      multiply_add(sums[m], high, four(a + m * BLOCK + 16 + 4 * i));
+      multiply_add(sums[m], low, four(q + m * BLOCK + 4 * i));
+      multiply_add(sums[m], high, four(q + m * BLOCK + 16 + 4 * i));
     }
   }
   for (int m = 0; m < M; ++m) {
     dots[m] = finish(sums[m]);
-    if (OFFSET) dots[m] += all(load_int(minus_8_sums<M>(a) + 4 * m));
+    if (OFFSET) dots[m] += all(load_int(minus_8 + 4 * m));
   }
 }
 
 template <int M>
-SW_INLINE void dots_8(const uint8_t* w, const uint8_t* a, I* dots) {
+SW_INLINE void dots_8(const uint8_t* w, const uint8_t* q, const uint8_t*, I* dots) {
   RowPairs sums[M] = {};
   for (int i = 0; i < 8; ++i) {
     __m128i v[4];
@@ -208,7 +204,7 @@ SW_INLINE void dots_8(const uint8_t* w, const uint8_t* a, I* dots) {
       v[2 * half] = widen_signed(_mm_unpacklo_epi8(x, x));
       v[2 * half + 1] = widen_signed(_mm_unpackhi_epi8(x, x));
     }
-    for (int m = 0; m < M; ++m) multiply_add(sums[m], v, four(a + m * BLOCK + 4 * i));
+    for (int m = 0; m < M; ++m) multiply_add(sums[m], v, four(q + m * BLOCK + 4 * i));
   }
   for (int m = 0; m < M; ++m) dots[m] = finish(sums[m]);
 }

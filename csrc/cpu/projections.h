@@ -3,9 +3,10 @@
 //   Q4_0, Q8_0:  y = sum_b (scale_w[b] * scale_x[b]) * dot_b       dot_b exact in int32
 //   Q4_1:        y = sum_b (scale_w[b] * scale_x[b]) * dot_b + min_w[b] * scaled_sum_x[b]
 //   floats:      y = sum_k w[k] * x[k]
-// each a chain of fused multiply-adds in float in ascending order, whatever the number of tokens:
-// a token's result has the same bits alone and in any batch. |error| <= (2 blocks + 2) 2^-24
-// sum|terms| (floats: columns for 2 blocks).
+// each a chain of fused multiply-adds in float in an order that the columns alone decide: of 64
+// blocks first the coarse parts, ascending, then the fine parts that count, ascending; then the
+// next 64. So a token's result has the same bits alone and in any batch. |error| <= (2 blocks + 2)
+// 2^-24 sum|terms| (floats: columns for 2 blocks).
 //
 // Behind them: RoPE, the KV cache and the scaling of q (qkv); the residual (project); SwiGLU and
 // the quantised input of the next projection (gate_up). Weights are read once a call and token tile
@@ -23,76 +24,108 @@ using servewright::ProjectArgs;
 using servewright::QkvArgs;
 using servewright::TensorType;
 
-// Bytes ahead of the weight stream. One core of a Zen 4 reads 28, 30, 33 and 34 GB/s with 1, 2, 4
-// and 8 KiB; a matrix begins with that many bytes not yet on their way.
-constexpr int PREFETCH_BYTES = 4096;
-
-SW_INLINE void prefetch(const uint8_t* p, int bytes) {
-  for (int i = 0; i < bytes; i += 64)
-    _mm_prefetch((const char*)p + PREFETCH_BYTES + i, _MM_HINT_T0);
+// The hardware's prefetchers stream the weights. Asked for every line 4 KiB ahead besides, a Zen 4
+// reads a tenth less than with
+//   one token: the next page, before which they stop, every other line into L2;
+//   two or more tiles: the next group, into L1, while the last tile reads this one from there.
+SW_INLINE void fetch_next_page(const uint8_t* w, int bytes) {
+  for (int i = 0; i < bytes; i += 128) _mm_prefetch((const char*)w + 4096 + i, _MM_HINT_T1);
+}
+SW_INLINE void fetch(const uint8_t* w, int bytes) {
+  for (int i = 0; i < bytes; i += 64) _mm_prefetch((const char*)w + i, _MM_HINT_T0);
 }
 
-// sums[m] += scale_w scale[m] dot of a block's part, and Q4_1's min_w scaled_sums[m].
-template <int M, TensorType TYPE>
-SW_INLINE void add_part(const uint8_t* w, F scale, const uint8_t* part, const float* scales,
-                        const float* scaled_sums, F* sums) {
+template <TensorType TYPE>
+constexpr int block_bytes() {
+  return LANES * (2 * (TYPE == servewright::Q4_1 ? 2 : 1) + (TYPE == servewright::Q8_0 ? 32 : 16));
+}
+
+// sums[m] += scale_w scales[m] dot[m], and Q4_1's min_w scaled_sums[m], of M tokens of a part that
+// holds TOKENS from the first of them on.
+template <int M, int TOKENS, TensorType TYPE>
+SW_INLINE void add_part(const uint8_t* w, F scale, const uint8_t* q, const uint8_t* tail, F* sums) {
   constexpr bool has_min = TYPE == servewright::Q4_1;
   const uint8_t* weights = w + LANES * 2 * (has_min ? 2 : 1);
   I dots[M];
   if (TYPE == servewright::Q8_0)
-    dots_8<M>(weights, part, dots);
+    dots_8<M>(weights, q, tail + 4 * TOKENS, dots);
   else
-    dots_u4<M, TYPE == servewright::Q4_0>(weights, part, dots);
+    dots_u4<M, TYPE == servewright::Q4_0>(weights, q, tail + 4 * TOKENS, dots);
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
-    sums[m] = fma(__builtin_convertvector(dots[m], F), scale * scales[m], sums[m]);
+    sums[m] = fma(__builtin_convertvector(dots[m], F), scale * load_float(tail + 4 * m), sums[m]);
   if (has_min) {
     const F min = load_half((const uint16_t*)w + LANES);
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) sums[m] = fma(min, all(scaled_sums[m]), sums[m]);
+    for (int m = 0; m < M; ++m)
+      sums[m] = fma(min, all(load_float(tail + 4 * (2 * TOKENS + m))), sums[m]);
   }
 }
 
+// Bits of the tokens of a tile whose scale of a block is above their limit.
 template <int M>
-SW_INLINE bool is_any_above(const float* x, const float* limits) {
-  int above = 0, m = 0;
-  for (; m + 4 <= M; m += 4)
-    above |= _mm_movemask_ps(_mm_cmpgt_ps(_mm_loadu_ps(x + m), _mm_loadu_ps(limits + m)));
-  for (; m < M; ++m) above |= x[m] > limits[m];
-  return above;
+SW_INLINE uint32_t tokens_above(const uint8_t* scales, const float* limits) {
+  if (M == 1) return load_float(scales) > limits[0];  // a vector would end behind the activations
+  return lanes_above(load<F>(scales), load<F>(limits)) & ((1u << M) - 1);
 }
 
-// out[m * LANES + row], a group of LANES rows times M tokens. limits: of tile_limits.
+// Adds the fine parts of a block that count to values[M][LANES].
 template <int M, TensorType TYPE>
-void quantised_tile(const uint8_t* w, const uint8_t* a, const float* limits, int cols, float* out) {
-  constexpr int block_bytes =
-      LANES * (2 * (TYPE == servewright::Q4_1 ? 2 : 1) + (TYPE == servewright::Q8_0 ? 32 : 16));
+SW_INLINE void add_fine_parts(const uint8_t* w, const uint8_t* a, uint32_t tokens,
+                              float* __restrict values) {
+  const uint8_t* fine = a + M * PART_BYTES;
+  const F scale = load_half((const uint16_t*)w);
+  do {
+    const int m = __builtin_ctz(tokens);
+    F sum = load<F>(values + m * LANES);
+    add_part<1, M, TYPE>(w, scale, fine + m * BLOCK, fine + M * BLOCK + 4 * m, &sum);
+    store(values + m * LANES, sum);
+  } while (tokens &= tokens - 1);
+}
+
+// out[m * LANES + row], a group of LANES rows times M tokens. next: the group to fetch, or null.
+// limits: of tile_limits, and room for a vector. The few fine parts that count come after the
+// coarse ones, token by token: a tile's tokens seldom have theirs in the same block.
+template <int M, TensorType TYPE>
+void quantised_tile(const uint8_t* w, const uint8_t* next, const uint8_t* a, const float* limits,
+                    int cols, float* out) {
+  constexpr int w_bytes = block_bytes<TYPE>(), a_bytes = M * ACTIVATION_BYTES;
   F sums[M];
-  for (int m = 0; m < M; ++m) sums[m] = F{};
-  for (int b = 0; b < cols / BLOCK; ++b, w += block_bytes, a += M * ACTIVATION_BYTES) {
-    prefetch(w, block_bytes);
-    const F scale = load_half((const uint16_t*)w);
-    const float* scales = (const float*)(a + M * BLOCK);
-    add_part<M, TYPE>(w, scale, a, scales, scales + 2 * M, sums);
-    // Outliers sit in the same few columns for every token, so this branch is foreseen.
-    if (__builtin_expect(is_any_above<M>(scales, limits), false)) {
-      const uint8_t* fine = a + M * PART_BYTES;
-      const float* fine_scales = (const float*)(fine + M * BLOCK);
-      float counted[2 * M];  // of a token whose block is not above its limit, nothing: adds 0
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) {
-        const bool counts = scales[m] > limits[m];
-        counted[m] = counts ? fine_scales[m] : 0.0f;
-        counted[M + m] = counts ? fine_scales[2 * M + m] : 0.0f;
+  for (int m = 0; m < M; ++m) sums[m] = F{};
+  for (int rest = cols / BLOCK; rest > 0; rest -= 64) {
+    const int blocks = rest < 64 ? rest : 64;
+    uint64_t fine = 0;
+    for (int b = 0; b < blocks; ++b, w += w_bytes, a += a_bytes) {
+      if (M == 1) {
+        fetch_next_page(w, w_bytes);
+      } else if (next) {
+        fetch(next, w_bytes);
+        next += w_bytes;
       }
-      add_part<M, TYPE>(w, scale, fine, counted, counted + M, sums);
+      const uint8_t* tail = a + M * BLOCK;
+      add_part<M, M, TYPE>(w, load_half((const uint16_t*)w), a, tail, sums);
+      fine |= (uint64_t)(tokens_above<M>(tail, limits) != 0) << b;
     }
+    if (fine == 0) continue;
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) store(out + m * LANES, sums[m]);
+    do {
+      const int back = blocks - __builtin_ctzll(fine);
+      const uint8_t* block = a - back * a_bytes;
+      const uint32_t tokens = tokens_above<M>(block + M * BLOCK, limits);
+      add_fine_parts<M, TYPE>(w - back * w_bytes, block, tokens, out);
+    } while (fine &= fine - 1);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) sums[m] = load<F>(out + m * LANES);
   }
+#pragma GCC unroll 8
   for (int m = 0; m < M; ++m) store(out + m * LANES, sums[m]);
 }
 
 template <int M, TensorType TYPE>
-void float_tile(const uint8_t* w, const uint8_t* a, const float*, int cols, float* out) {
+void float_tile(const uint8_t* w, const uint8_t*, const uint8_t* a, const float*, int cols,
+                float* out) {
   const float* x = (const float*)a;
   F sums[M];
   for (int m = 0; m < M; ++m) sums[m] = F{};
@@ -104,7 +137,6 @@ void float_tile(const uint8_t* w, const uint8_t* a, const float*, int cols, floa
       v = load_half((const uint16_t*)w);
     else
       v = load_bfloat((const uint16_t*)w);
-    prefetch(w, 1);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) sums[m] = fma(v, all(x[m]), sums[m]);
     w += LANES * (TYPE == servewright::F32 ? 4 : 2);
@@ -113,8 +145,8 @@ void float_tile(const uint8_t* w, const uint8_t* a, const float*, int cols, floa
   for (int m = 0; m < M; ++m) store(out + m * LANES, sums[m]);
 }
 
-typedef void (*TileFunction)(const uint8_t* w, const uint8_t* a, const float* limits, int cols,
-                             float* out);
+typedef void (*TileFunction)(const uint8_t* w, const uint8_t* next, const uint8_t* a,
+                             const float* limits, int cols, float* out);
 
 template <TensorType TYPE, bool FLOAT>
 TileFunction tile_function(int tokens) {
@@ -167,7 +199,7 @@ struct Tile {
 struct Window {
   static constexpr int TILES = 128 / TILE;
   int begin, end;
-  float limits[TILES * TILE];
+  float limits[TILES * TILE + LANES];  // tiles are read by whole vectors
 
   inline __attribute__((always_inline)) Window(const Activations& a, int tile_begin, int tile_end)
       : begin(tile_begin), end(tile_end < tile_begin + TILES ? tile_end : tile_begin + TILES) {
@@ -176,11 +208,18 @@ struct Window {
   }
 };
 
-SW_INLINE void compute_tile(const Matrix& w, int group, const Activations& a, int tile,
-                            const Window& window, TileFunction f, Tile* out) {
+SW_INLINE void compute_tile(const Matrix& w, int group, const uint8_t* next, const Activations& a,
+                            int tile, const Window& window, TileFunction f, Tile* out) {
   const uint8_t* x = is_float(w.type) ? (const uint8_t*)tile_f32(a, tile) : tile_q8(a, tile);
   const float* limits = window.limits + (tile - window.begin) * TILE;
-  f(w.data + group * w.group_bytes, x, limits, w.cols, out->values);
+  f(w.data + group * w.group_bytes, next, x, limits, w.cols, out->values);
+}
+
+// What to fetch while tile t of a group is computed: the next group, during the last of several.
+SW_INLINE const uint8_t* next_group(const Matrix& w, int next, int end, const Window& window,
+                                    int t) {
+  const bool is_last_of_several = t > window.begin && t + 1 == window.end;
+  return is_last_of_several && next < end ? w.data + next * w.group_bytes : nullptr;
 }
 
 SW_INLINE int groups(const Matrix& w) { return (w.rows + LANES - 1) / LANES; }
@@ -196,7 +235,8 @@ SW_INLINE void each_tile(const Matrix& w, const Activations& a, int begin, int e
     for (int g = begin; g < end; ++g)
       for (int t = window.begin; t < window.end; ++t) {
         const int tokens = tile_tokens(a, t);
-        compute_tile(w, g, a, t, window, tile_function(w.type, tokens), &tile);
+        const uint8_t* next = next_group(w, g + 1, end, window, t);
+        compute_tile(w, g, next, a, t, window, tile_function(w.type, tokens), &tile);
         epilogue(g * LANES, t * TILE, tokens, tile);
       }
   }
@@ -264,8 +304,11 @@ void gate_up(const GateUpArgs& args, int begin, int end, int tile_begin, int til
         const TileFunction up_tile = tile_function(args.up.type, tokens);
         for (int v = 0; v < VECTORS; ++v) {
           const int group = unit * VECTORS + v;
-          compute_tile(args.gate, group, args.in, t, window, gate_tile, &gate[v]);
-          compute_tile(args.up, group, args.in, t, window, up_tile, &up[v]);
+          const int next = group + VECTORS, last = end * VECTORS;
+          compute_tile(args.gate, group, next_group(args.gate, next, last, window, t), args.in, t,
+                       window, gate_tile, &gate[v]);
+          compute_tile(args.up, group, next_group(args.up, next, last, window, t), args.in, t,
+                       window, up_tile, &up[v]);
         }
         for (int m = 0; m < tokens; ++m) {
           F x[VECTORS];

@@ -14,6 +14,7 @@ namespace {
 
 using servewright::ACTIVATION_BYTES;
 using servewright::Activations;
+using servewright::Ahead;
 using servewright::BLOCK;
 using servewright::FINE_ABOVE;
 using servewright::NormArgs;
@@ -23,7 +24,7 @@ constexpr int VECTORS = BLOCK / LANES;  // of a block
 
 // Tokens of an activation tile: the accumulators that fit the registers beside the weights.
 #if defined(SW_AVX512) || defined(SW_AVX2X16)
-constexpr int TILE = 8;  // 8 sums, 8 weights, scale and temporaries of 32 registers
+constexpr int TILE = 8;  // 8 sums, 8 weights, scale and temporaries of 32 registers; 16 are slower
 #elif defined(SW_AVX2)
 constexpr int TILE = 6;  // 6 int16 sums, 2 weights, mask and temporaries of 16; measured over 3-6
 #else
@@ -64,15 +65,15 @@ SW_INLINE void store_part(uint8_t* part, int m, int tokens, float scale, F* x) {
   I sums = {};
   for (int v = 0; v < VECTORS; ++v) {
     // Below 2^-126 * 127 the inverse scale is infinite; the clamp keeps q in int8 all the same.
-    I q = round_int(x[v]);
-    q = q > 127 ? all(127) : (q < -127 ? all(-127) : q);
+    const I q = minimum(maximum(round_int(x[v]), all(-127)), all(127));
     sums += q;
     x[v] -= __builtin_convertvector(q, F);
     typedef int8_t Narrow __attribute__((vector_size(LANES)));
     store(part + m * BLOCK + v * LANES, __builtin_convertvector(q, Narrow));
   }
-  const int32_t total = sum(sums), minus_8 = -8 * total;
-  const float scaled = scale * (float)total;
+  const I4 total = sum_in_four(sums);
+  const int32_t minus_8 = (total * -8)[0];
+  const float scaled = scale * __builtin_convertvector(total, F4)[0];
   uint8_t* tail = part + tokens * BLOCK;
   memcpy(tail + 4 * m, &scale, 4);
   memcpy(tail + 4 * (tokens + m), &minus_8, 4);
@@ -93,16 +94,26 @@ SW_INLINE void store_activation_block(const Activations& a, int token, int block
     // As integers, magnitudes order like the floats, and NaN is above infinity: it survives.
     I magnitude = (I)x[0] & 0x7fffffff;
     for (int v = 1; v < VECTORS; ++v) magnitude = maximum(magnitude, (I)x[v] & 0x7fffffff);
-    const int32_t bits = largest(magnitude);
-    const float most = load_float(&bits);
+    const float most = ((F4)largest_in_four(magnitude))[0];
     const float scale = most / 127.0f;
     const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
     F rest[VECTORS];
     for (int v = 0; v < VECTORS; ++v) rest[v] = x[v] * inverse;
     store_part(out, m, tokens, scale, rest);
     for (int v = 0; v < VECTORS; ++v) rest[v] *= 254.0f;  // half a step is 127 fine ones
-    store_part(out + tokens * PART_BYTES, m, tokens, scale / 254.0f, rest);
+    store_part(out + tokens * PART_BYTES, m, tokens, scale * (1.0f / 254.0f), rest);
   }
+}
+
+// One more line on its way to L2, the last one again where none is left.
+SW_INLINE void fetch_line(Ahead* ahead) {
+  _mm_prefetch((const char*)ahead->at, _MM_HINT_T1);
+  ahead->at += ahead->end - ahead->at > 64 ? 64 : 0;
+}
+// What memory delivers while a core quantises a block.
+SW_INLINE void fetch_lines_of_block(Ahead* ahead) {
+  if (!ahead || ahead->end - ahead->at <= 64) return;
+  for (int i = 0; i < 8; ++i) fetch_line(ahead);
 }
 
 void norm_rows(const NormArgs& args, int begin, int end) {
@@ -126,6 +137,7 @@ void norm_rows(const NormArgs& args, int begin, int end) {
         if (args.weight) y[v] = y[v] * inverse * load<F>(args.weight + i);
       }
       store_activation_block(args.out, t, b, y);
+      fetch_lines_of_block(args.ahead);
     }
   }
 }

@@ -50,6 +50,8 @@ SW_INLINE F all(float x) { return x - F{}; }
 SW_INLINE D all(double x) { return x - D{}; }
 SW_INLINE I all(int32_t x) { return x - I{}; }
 SW_INLINE F maximum(F a, F b) { return a > b ? a : b; }
+SW_INLINE I maximum(I a, I b) { return a > b ? a : b; }
+SW_INLINE I minimum(I a, I b) { return a < b ? a : b; }
 
 SW_INLINE int32_t load_int(const void* p) {
   int32_t x;
@@ -73,40 +75,39 @@ SW_INLINE F swap_pairs(F x) { return __builtin_shuffle(x, I{1, 0, 3, 2, 5, 4, 7,
 #endif
 
 // Horizontal reductions by halves, one order for every caller: lane i takes lane i + LANES / 2,
-// then i + LANES / 4, ... Lane 0 has the result.
+// then i + LANES / 4, ... Each half is a narrower vector: shuffles across 512 bits are slow. The
+// result is in lane 0 of four: what stays in vector registers there is spared the way to others.
+typedef float F4 __attribute__((vector_size(16)));
+typedef int32_t I4 __attribute__((vector_size(16)));
+#define SW_SHUFFLE __builtin_shufflevector
 #if SW_LANES == 16
-#define SW_REDUCE(x, take)                                                                    \
-  x = take(x, __builtin_shuffle(x, I{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7})); \
-  x = take(x, __builtin_shuffle(x, I{4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3}));       \
-  x = take(x, __builtin_shuffle(x, I{2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1}));       \
-  x = take(x, __builtin_shuffle(x, I{1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0}));
+#define SW_EIGHT(x, take) \
+  take(SW_SHUFFLE(x, x, 0, 1, 2, 3, 4, 5, 6, 7), SW_SHUFFLE(x, x, 8, 9, 10, 11, 12, 13, 14, 15))
 #else
-#define SW_REDUCE(x, take)                                      \
-  x = take(x, __builtin_shuffle(x, I{4, 5, 6, 7, 0, 1, 2, 3})); \
-  x = take(x, __builtin_shuffle(x, I{2, 3, 0, 1, 2, 3, 0, 1})); \
-  x = take(x, __builtin_shuffle(x, I{1, 0, 1, 0, 1, 0, 1, 0}));
+#define SW_EIGHT(x, take) x
 #endif
-SW_INLINE I maximum(I a, I b) { return a > b ? a : b; }
+#define SW_REDUCE(x, take)                                                                      \
+  const auto eight = SW_EIGHT(x, take);                                                         \
+  auto four = take(SW_SHUFFLE(eight, eight, 0, 1, 2, 3), SW_SHUFFLE(eight, eight, 4, 5, 6, 7)); \
+  four = take(four, SW_SHUFFLE(four, four, 2, 3, 0, 1));                                        \
+  four = take(four, SW_SHUFFLE(four, four, 1, 0, 1, 0));                                        \
+  return four
 template <class V>
 SW_INLINE V added(V a, V b) {
   return a + b;
 }
-SW_INLINE float sum(F x) {
-  SW_REDUCE(x, added)
-  return x[0];
+template <class V>
+SW_INLINE V larger(V a, V b) {
+  return a > b ? a : b;
 }
-SW_INLINE int32_t sum(I x) {
-  SW_REDUCE(x, added)
-  return x[0];
-}
-SW_INLINE float largest(F x) {
-  SW_REDUCE(x, maximum)
-  return x[0];
-}
-SW_INLINE int32_t largest(I x) {
-  SW_REDUCE(x, maximum)
-  return x[0];
-}
+SW_INLINE F4 sum_in_four(F x) { SW_REDUCE(x, added); }
+SW_INLINE I4 sum_in_four(I x) { SW_REDUCE(x, added); }
+SW_INLINE F4 largest_in_four(F x) { SW_REDUCE(x, larger); }
+SW_INLINE I4 largest_in_four(I x) { SW_REDUCE(x, larger); }
+SW_INLINE float sum(F x) { return sum_in_four(x)[0]; }
+SW_INLINE float largest(F x) { return largest_in_four(x)[0]; }
+#undef SW_SHUFFLE
+#undef SW_EIGHT
 #undef SW_REDUCE
 
 // a * b + c
@@ -140,6 +141,22 @@ SW_INLINE D fma(D a, D b, D c) {
 SW_INLINE F fma(F a, F b, F c) { return a * b + c; }
 SW_INLINE D fma(D a, D b, D c) { return a * b + c; }
 #endif
+
+// Bit of each lane in which a > b; NaN is above nothing.
+SW_INLINE uint32_t lanes_above(F a, F b) {
+#if defined(SW_AVX512)
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ);
+#elif defined(SW_AVX2)
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_GT_OQ));
+#else
+  uint32_t bits = 0;
+  __m128 x[sizeof(F) / 16], y[sizeof(F) / 16];
+  memcpy(x, &a, sizeof a);
+  memcpy(y, &b, sizeof b);
+  for (int i = 0; i < LANES / 4; ++i) bits |= _mm_movemask_ps(_mm_cmpgt_ps(x[i], y[i])) << 4 * i;
+  return bits;
+#endif
+}
 
 // float16 to float, exact.
 #if defined(SW_AVX512)

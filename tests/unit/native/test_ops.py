@@ -111,18 +111,20 @@ def test_projection_is_right_within_its_rounding(
 
 @pytest.mark.parametrize("tensor_type", QUANTISED)
 @pytest.mark.parametrize("tokens", [1, 5, 8, 11])
+@pytest.mark.parametrize(("block", "blocks"), [(1, 5), (63, 66), (64, 66)])
 def test_a_block_with_an_outlier_is_taken_in_two_parts(
-    variant: str, tensor_type: str, tokens: int
+    variant: str, tensor_type: str, tokens: int, block: int, blocks: int
 ) -> None:
-    raw, x = encode(random_floats(33, 160), tensor_type), np.zeros((tokens, 160), np.float32)
-    x[:, 32:64] = random_floats(tokens, 32, 1)
-    x[:, 40] = 60.0
+    cols, first = blocks * 32, block * 32
+    raw, x = encode(random_floats(33, cols), tensor_type), np.zeros((tokens, cols), np.float32)
+    x[:, first : first + 32] = random_floats(tokens, 32, 1)
+    x[:, first + 8] = 60.0
     got = _native.project(variant, tensor_type, raw, x)
     weights, exact = decode(raw, tensor_type), x.astype(np.float64)
-    magnitudes = np.abs(weights[:, 32:64]).sum(axis=1)
+    magnitudes = np.abs(weights[:, first : first + 32]).sum(axis=1)
     # Half a fine step for each column, 1/254 of what a coarse one would allow, and roundings.
     bound = 60 / 127 / 254 * (0.5 + 127 * 4 * 254 * EPS) * magnitudes
-    bound = bound + 40 * EPS * np.abs(weights[:, 40]) * 60
+    bound = bound + 40 * EPS * np.abs(weights[:, first + 8]) * 60
     if tensor_type == "Q4_1":  # d * q and m can be large and cancel
         bound = bound * 3
     assert (np.abs(got - exact @ weights.T) <= bound).all()
@@ -150,10 +152,14 @@ def test_integer_part_of_a_projection_is_exact_at_its_extremes(
 
 
 @pytest.mark.parametrize("tensor_type", TYPES)
-def test_a_token_projects_to_the_same_bits_in_any_company(variant: str, tensor_type: str) -> None:
-    raw = encode(random_floats(33, 128), tensor_type)
-    x = random_floats(19, 128, 1)
-    x[::3, 40] = 30.0  # some of the tokens have a block in two parts
+@pytest.mark.parametrize("cols", [128, 2112])
+def test_a_token_projects_to_the_same_bits_in_any_company(
+    variant: str, tensor_type: str, cols: int
+) -> None:
+    raw = encode(random_floats(33, cols), tensor_type)
+    x = random_floats(19, cols, 1)
+    x[::3, 40] = 30.0  # some of the tokens have blocks in two parts
+    x[::5, -40] = 30.0
     together = _native.project(variant, tensor_type, raw, x)
     for count in (1, 2, 3, 5, 8):
         for first in range(0, 19 - count, 6):
