@@ -67,6 +67,7 @@ SW_INSTANTIATE(int32_t)
 SW_INSTANTIATE(uint64_t)
 SW_INSTANTIATE(float)
 SW_INSTANTIATE(uint8_t)
+SW_INSTANTIATE(uint16_t)
 #undef SW_INSTANTIATE
 
 }  // namespace servewright

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include "convert.h"
+#include "networks.h"
 #include "ops.h"
 
 namespace sw = servewright;
@@ -26,6 +27,22 @@ PYBIND11_MODULE(_native, m) {
       .def("close", &sw::Runner::close, py::call_guard<py::gil_scoped_release>(),
            "Free weights and cache.")
       .def_property_readonly("weights_bytes", &sw::Runner::weights_bytes);
+
+  py::class_<sw::KeptNetwork>(m, "Network", "Dense layers with their own copy of the weights.")
+      .def(py::init<const std::string&, const py::sequence&, const py::sequence&,
+                    const py::sequence&, int>(),
+           py::arg("variant"), py::arg("weights"), py::arg("biases"), py::arg("activations"),
+           py::arg("threads"))
+      .def("run", &sw::KeptNetwork::run, py::arg("x"), "[..., inputs] to [..., outputs], float32.");
+  m.def("run_network", &sw::run_network, py::arg("variant"), py::arg("x"), py::arg("weights"),
+        py::arg("biases"), py::arg("activations"), py::arg("threads"),
+        "The same on the caller's own weights.");
+
+  m.def("pack", &sw::pack_matrix, py::arg("variant"), py::arg("tensor_type"), py::arg("rows"),
+        py::arg("cols"), "GGUF rows packed for a variant: uint8 [groups, group_bytes].");
+  m.def("project_packed", &sw::project_packed, py::arg("variant"), py::arg("tensor_type"),
+        py::arg("packed"), py::arg("rows"), py::arg("x"), py::arg("norm"), py::arg("eps"),
+        py::arg("threads"), "x [tokens, cols], normed where norm is given, times packed rows.");
 
   // Single ops, for tests against float64.
   m.def("project", &sw::op_project, py::arg("variant"), py::arg("tensor_type"), py::arg("rows"),

@@ -9,6 +9,7 @@
 #include "convert.h"
 #include "cpu/dispatch.h"
 #include "model/pack.h"
+#include "model/pool.h"
 
 namespace servewright {
 namespace {
@@ -18,24 +19,48 @@ struct PackedRows {
   Matrix matrix{};
 };
 
-void pack(const Kernels& kernels, const std::string& type_wanted, const py::object& object,
-          long long cols, PackedRows* out) {
+// A thread is worth waking for this many multiplications, of a wake's 50 us.
+constexpr size_t MULTIPLICATIONS_A_THREAD = size_t{1} << 22;
+
+int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+TensorType tensor_type(const std::string& wanted) {
   int type = 0;
-  while (type < TENSOR_TYPES && type_wanted != type_name(TensorType(type))) ++type;
-  if (type == TENSOR_TYPES) throw std::invalid_argument("tensor_type: no type " + type_wanted);
+  while (type < TENSOR_TYPES && wanted != type_name(TensorType(type))) ++type;
+  if (type == TENSOR_TYPES) throw std::invalid_argument("tensor_type: no type " + wanted);
+  return TensorType(type);
+}
+
+void check_columns(long long cols) {
   if (cols < BLOCK || cols % BLOCK || cols > INT_MAX / 8)
     throw std::invalid_argument("cols must be a multiple of 32, got " + std::to_string(cols));
+}
+
+// A norm's weights for rows of x.
+const float* norm_of(const py::object& object, const py::array_t<float>& x,
+                     py::array_t<float>* kept) {
+  *kept = typed_array<float>(object, "weight", 1);
+  if (kept->shape(0) != x.shape(1))
+    throw std::invalid_argument("weight must be [" + std::to_string(x.shape(1)) + "], got " +
+                                shape_text(*kept));
+  return kept->data();
+}
+
+void pack(const Kernels& kernels, const std::string& type_wanted, const py::object& object,
+          long long cols, PackedRows* out) {
+  const TensorType type = tensor_type(type_wanted);
+  check_columns(cols);
   const auto rows = typed_array<uint8_t>(object, "rows", 2);
-  const size_t wanted = row_bytes(TensorType(type), static_cast<int>(cols));
+  const size_t wanted = row_bytes(type, static_cast<int>(cols));
   if (static_cast<size_t>(rows.shape(1)) != wanted || rows.shape(0) < 1)
     throw std::invalid_argument("rows must be [rows, " + std::to_string(wanted) + "], got " +
                                 shape_text(rows));
   const int count = static_cast<int>(rows.shape(0));
-  const size_t group = group_bytes(TensorType(type), static_cast<int>(cols), kernels.lanes);
+  const size_t group = group_bytes(type, static_cast<int>(cols), kernels.lanes);
   const size_t bytes = (count + kernels.lanes - 1) / kernels.lanes * group;
   uint8_t* data = out->bytes.ensure(bytes);
   std::memset(data, 0, bytes);
-  out->matrix = Matrix{data, group, count, static_cast<int>(cols), TensorType(type)};
+  out->matrix = Matrix{data, group, count, static_cast<int>(cols), type};
   pack_rows(kernels, out->matrix, data, 0, count, rows.data());
 }
 
@@ -89,6 +114,66 @@ py::array_t<float> op_project(const std::string& variant, const std::string& typ
   return out;
 }
 
+py::array_t<uint8_t> pack_matrix(const std::string& variant, const std::string& type,
+                                 const py::object& rows, int cols) {
+  PackedRows w;
+  pack(runnable_kernels(variant), type, rows, cols, &w);
+  const auto group = static_cast<py::ssize_t>(w.matrix.group_bytes);
+  const py::ssize_t groups = ceil_div(w.matrix.rows, runnable_kernels(variant).lanes);
+  py::array_t<uint8_t> out({groups, group});
+  std::copy_n(w.matrix.data, out.size(), out.mutable_data());
+  return out;
+}
+
+py::array_t<float> project_packed(const std::string& variant, const std::string& type_wanted,
+                                  const py::object& packed_object, int rows,
+                                  const py::object& x_object, const py::object& norm_object,
+                                  float eps, int threads) {
+  const Kernels& kernels = runnable_kernels(variant);
+  const TensorType type = tensor_type(type_wanted);
+  const auto x = typed_array<float>(x_object, "x", 2);
+  const int cols = static_cast<int>(x.shape(1));
+  check_columns(cols);
+  const auto packed = typed_array<uint8_t>(packed_object, "packed", 2);
+  const int groups = static_cast<int>(packed.shape(0));
+  const size_t group = group_bytes(type, cols, kernels.lanes);
+  if (rows < 1 || groups != ceil_div(rows, kernels.lanes) ||
+      static_cast<size_t>(packed.shape(1)) != group)
+    throw std::invalid_argument("packed must be what pack() made here of " + std::to_string(rows) +
+                                " " + type_wanted + " rows of " + std::to_string(cols) +
+                                " columns, got " + shape_text(packed));
+  if (threads < 1 || threads > 1024)
+    throw std::invalid_argument("threads must be in 1..1024, got " + std::to_string(threads));
+  py::array_t<float> norm;
+  const float* norm_weight = nullptr;
+  if (!norm_object.is_none()) norm_weight = norm_of(norm_object, x, &norm);
+  py::array_t<float> out({static_cast<int>(x.shape(0)), rows});
+  if (out.size() == 0) return out;
+  const Matrix w{packed.data(), group, rows, cols, type};
+  float* const to = out.mutable_data();
+  py::gil_scoped_release release;
+  Quantised in;
+  prepare(kernels, x, norm_weight, eps, &in);
+  const int tokens = in.activations.tokens, stride = groups * kernels.lanes;
+  const bool is_whole = stride == rows;
+  Buffer<float> buffer;
+  float* const y = is_whole ? to : buffer.ensure(static_cast<size_t>(tokens) * stride);
+  const ProjectArgs args{w, in.activations, y, static_cast<size_t>(stride), false};
+  const size_t work = static_cast<size_t>(rows) * cols * tokens / MULTIPLICATIONS_A_THREAD;
+  Team team(static_cast<int>(std::min<size_t>(threads, std::max<size_t>(work, 1))));
+  team.reset(1);
+  run_on_pool(team.threads(), [&](int thread) {
+    int phase = 0;
+    team.phase(&phase, thread, groups, ceil_div(groups, 8 * team.threads()),
+               [&](int begin, int end) {
+                 kernels.project(args, begin, end, 0, ceil_div(tokens, kernels.tile_tokens));
+               });
+  });
+  for (int t = 0; t < tokens && !is_whole; ++t)
+    std::copy_n(y + static_cast<size_t>(t) * stride, rows, to + static_cast<size_t>(t) * rows);
+  return out;
+}
+
 py::array_t<float> op_dequantise(const std::string& variant, const std::string& type,
                                  const py::object& rows, int cols) {
   const Kernels& kernels = runnable_kernels(variant);
@@ -104,15 +189,10 @@ py::tuple op_quantise(const std::string& variant, const py::object& x_object,
   const Kernels& kernels = runnable_kernels(variant);
   const auto x = typed_array<float>(x_object, "x", 2);
   py::array_t<float> weight;
-  const bool has_weight = !weight_object.is_none();
-  if (has_weight) {
-    weight = typed_array<float>(weight_object, "weight", 1);
-    if (weight.shape(0) != x.shape(1))
-      throw std::invalid_argument("weight must be [" + std::to_string(x.shape(1)) + "], got " +
-                                  shape_text(weight));
-  }
+  const float* const values =
+      weight_object.is_none() ? nullptr : norm_of(weight_object, x, &weight);
   Quantised in;
-  prepare(kernels, x, has_weight ? weight.data() : nullptr, eps, &in);
+  prepare(kernels, x, values, eps, &in);
   const int tokens = in.activations.tokens, blocks = in.activations.cols / BLOCK;
   py::array_t<int8_t> q({tokens, blocks * BLOCK});
   py::array_t<float> scales({tokens, blocks});

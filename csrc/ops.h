@@ -1,4 +1,4 @@
-// Single ops as Python sees them: pack, run, unpack. For tests; the step never comes this way.
+// Single ops as Python sees them: for tests and for torch. The step never comes this way.
 #pragma once
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -11,6 +11,14 @@ pybind11::list variants();
 std::string unfit_config(const pybind11::object& config);
 pybind11::array_t<float> op_project(const std::string& variant, const std::string& type,
                                     const pybind11::object& rows, const pybind11::object& x);
+// Packed for `variant`: [groups, group_bytes].
+pybind11::array_t<uint8_t> pack_matrix(const std::string& variant, const std::string& type,
+                                       const pybind11::object& rows, int cols);
+// x W^T of packed rows, under an RMSNorm where `norm` is no None.
+pybind11::array_t<float> project_packed(const std::string& variant, const std::string& type,
+                                        const pybind11::object& packed, int rows,
+                                        const pybind11::object& x, const pybind11::object& norm,
+                                        float eps, int threads);
 pybind11::array_t<float> op_dequantise(const std::string& variant, const std::string& type,
                                        const pybind11::object& rows, int cols);
 pybind11::tuple op_quantise(const std::string& variant, const pybind11::object& x,

@@ -5,6 +5,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "activation.h"
+
 namespace servewright {
 
 enum TensorType : int { F32 = 0, F16, BF16, Q8_0, Q4_0, Q4_1, TENSOR_TYPES };
@@ -142,6 +144,23 @@ struct ScanResult {
   int32_t finite;  // 1 if all are finite
 };
 
+// A layer of a dense network: y[token, row] = activation(sum_k w[row, k] x[token, k] + bias[row]).
+struct DenseArgs {
+  const void* weights;  // [rows, cols], F32 or F16, rows `weights_stride` numbers apart
+  size_t weights_stride;
+  TensorType type;
+  const float* bias;  // [rows], or null
+  int rows, cols;
+  Activation activation;  // SOFTMAX is left to `softmax`
+  const float* x;         // [tokens, cols]
+  size_t x_stride;
+  float* y;  // [tokens, rows]
+  size_t y_stride;
+  int tokens;
+};
+constexpr int DENSE_ROWS = 32;    // of a unit of work
+constexpr int DENSE_TOKENS = 64;  // that a unit of work takes at most
+
 struct Kernels {
   const char* name;
   int lanes;
@@ -162,6 +181,10 @@ struct Kernels {
   void (*scan)(const float* x, int n, ScanResult* result);
   // x[i] = exp((x[i] - max) / temperature) for x[i] <= max, relative error below 4e-16
   void (*exponentials)(double* x, int n, double max, double temperature);
+  // [begin, end) of units of DENSE_ROWS rows, all tokens
+  void (*dense)(const DenseArgs&, int begin, int end);
+  // y in place; [begin, end) of tokens
+  void (*softmax)(const DenseArgs&, int begin, int end);
 };
 
 }  // namespace servewright

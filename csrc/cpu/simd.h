@@ -158,6 +158,34 @@ SW_INLINE uint32_t lanes_above(F a, F b) {
 #endif
 }
 
+// The first n of LANES floats, 0 <= n <= LANES: zeros beyond, and no byte beyond is touched.
+#if defined(SW_AVX512)
+SW_INLINE F load_first(const float* p, int n) {
+  return (F)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+}
+SW_INLINE void store_first(float* p, F x, int n) {
+  _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)x);
+}
+#elif defined(SW_AVX2)
+SW_INLINE F load_first(const float* p, int n) {
+  return (F)_mm256_maskload_ps(p, (__m256i)(LANE_NUMBERS < n));
+}
+SW_INLINE void store_first(float* p, F x, int n) {
+  _mm256_maskstore_ps(p, (__m256i)(LANE_NUMBERS < n), (__m256)x);
+}
+#else
+SW_INLINE F load_first(const float* p, int n) {
+  float lanes[LANES] = {};
+  for (int i = 0; i < n; ++i) lanes[i] = p[i];
+  return load<F>(lanes);
+}
+SW_INLINE void store_first(float* p, F x, int n) {
+  float lanes[LANES];
+  store(lanes, x);
+  for (int i = 0; i < n; ++i) p[i] = lanes[i];
+}
+#endif
+
 // float16 to float, exact.
 #if defined(SW_AVX512)
 SW_INLINE F load_half(const uint16_t* p) {

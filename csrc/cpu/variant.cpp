@@ -3,6 +3,7 @@
 // of it can be taken for portable code (a test reads the object's symbols).
 #include "../common/kernels.h"
 #include "attention.h"
+#include "dense.h"
 #include "reductions.h"
 
 #if defined(SW_AVX512)
@@ -25,7 +26,7 @@ extern const Kernels SW_TABLE(SW_NAME);
 const Kernels SW_TABLE(SW_NAME) = {
     SW_STRING(SW_NAME), LANES, TILE,    ROWS,    UNSIGNED_Q8, norm_rows,
     finish_attention,   qkv,   project, gate_up, attention,   scan,
-    exponentials,
+    exponentials,       dense, softmax,
 };
 
 }  // namespace servewright

@@ -1,6 +1,7 @@
 // What Python sees of the CUDA half: a list, no logic. Faces and docstrings for people are in
 // runtime/servewright_runtime/_cuda.pyi. With -DSW_FIBERS this is the module _cuda_emulated.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include "../cuda/weights.h"
 #include "../records.h"
@@ -91,6 +92,9 @@ PYBIND11_MODULE(SW_MODULE, m) {
   m.def("gate_up", &cm::gate_up, py::arg("gate"), py::arg("up"), py::arg("x"), py::arg("norm"),
         py::arg("eps"), py::arg("out"), py::arg("stream"));
   m.def("sampling_workspace", &cm::sampling_workspace, py::arg("vocab"), py::arg("rows"));
+  m.def("mlp_workspace", &cm::mlp_workspace, py::arg("widths"), py::arg("tokens"));
+  m.def("mlp", &cm::mlp, py::arg("x"), py::arg("weights"), py::arg("biases"),
+        py::arg("activations"), py::arg("out"), py::arg("workspace"), py::arg("stream"));
   m.def("sample", &cm::sample, py::arg("logits"), py::arg("vocab"), py::arg("sampling"),
         py::arg("workspace"), py::arg("stream"));
 }

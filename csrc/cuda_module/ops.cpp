@@ -2,6 +2,7 @@
 
 #include <stdexcept>
 
+#include "../common/mlp_ops.h"
 #include "runtime.h"
 
 namespace servewright::cuda_module {
@@ -27,6 +28,17 @@ cuda::NormInput read_normed(Tensors& tensors, const Object& x, const Object& nor
                             int cols, int* tokens) {
   const float* rows = tensors.read<const float>(x, "x", {Size::any(tokens), cols});
   return {rows, tensors.read<const float>(norm, "norm", {cols}), eps};
+}
+
+Activation activation(const Object& wanted, const std::string& at) {
+  const auto name = py::str(wanted).cast<std::string>();
+  int found = 0;
+  for (const char* known : ACTIVATION_NAMES) {
+    if (name == known) return static_cast<Activation>(found);
+    ++found;
+  }
+  throw std::invalid_argument("mlp: activations" + at + " is " + name +
+                              "; choose none, relu, gelu, gelu_tanh, tanh, sigmoid or softmax");
 }
 
 }  // namespace
@@ -106,6 +118,56 @@ void sample(const Object& logits, int vocab, const Sampling& sampling, const Obj
       workspace, "workspace", {Size::at_least(sampling_workspace(vocab, sampling.rows()))});
   run("sample", sampling.device(), all(tensors, {&sampling.kept().regions}),
       [&] { return cuda::sample(args, sampling.rows(), to_stream(stream)); });
+}
+
+int64_t mlp_workspace(const std::vector<int>& widths, int tokens) {
+  std::vector<cuda::MlpLayer> layers;
+  for (size_t i = 1; i < widths.size(); ++i)
+    layers.push_back({nullptr, nullptr, widths[i], widths[i - 1], Activation::NONE});
+  return static_cast<int64_t>(
+      cuda::mlp_workspace(layers.data(), static_cast<int>(layers.size()), tokens));
+}
+
+void mlp(const Object& x, const py::sequence& weights, const py::sequence& biases,
+         const py::sequence& activations, const Object& out, const Object& workspace,
+         uintptr_t stream) {
+  const size_t count = py::len(weights);
+  if (count == 0 || py::len(biases) != count || py::len(activations) != count)
+    throw std::invalid_argument(
+        "mlp: each layer has weights, a bias or None, and an activation; got " +
+        std::to_string(count) + " weights, " + std::to_string(py::len(biases)) + " biases, " +
+        std::to_string(py::len(activations)) + " activations");
+  Tensors tensors("mlp");
+  constexpr size_t ANY_FLOAT = sizeof(float);  // alignment
+  int tokens = 0, width = 0;
+  const auto* from =
+      tensors.read<const float>(x, "x", {Size::any(&tokens), Size::any(&width)}, ANY_FLOAT);
+  std::vector<int> widths = {width};
+  std::vector<cuda::MlpLayer> layers;
+  for (size_t i = 0; i < count; ++i) {
+    const std::string at = "[" + std::to_string(i) + "]";
+    int rows = 0;
+    const auto* w = tensors.read<const float>(py::object(weights[i]), "weights" + at,
+                                              {Size::any(&rows), width}, ANY_FLOAT);
+    if (rows < 1 || rows > cuda::MAX_MLP_WIDTH || width < 1 || width > cuda::MAX_MLP_WIDTH)
+      throw std::invalid_argument("mlp: weights" + at + " must be [outputs, inputs], each 1 to " +
+                                  std::to_string(cuda::MAX_MLP_WIDTH) + ", got [" +
+                                  std::to_string(rows) + ", " + std::to_string(width) + "]");
+    const py::object bias = biases[i];
+    const float* b = nullptr;
+    if (!bias.is_none()) b = tensors.read<const float>(bias, "biases" + at, {rows}, ANY_FLOAT);
+    layers.push_back({w, b, rows, width, activation(py::object(activations[i]), at)});
+    widths.push_back(width = rows);
+  }
+  auto* to = tensors.read<float>(out, "out", {tokens, width}, ANY_FLOAT);
+  auto* work = tensors.read<uint8_t>(workspace, "workspace",
+                                     {Size::at_least(mlp_workspace(widths, tokens))});
+  const int device = tensors.device();
+  const int blocks = cuda::mlp_blocks(processors(device).count, tokens);
+  run("mlp", device, tensors.regions(), [&] {
+    return cuda::mlp(layers.data(), static_cast<int>(count), from, tokens, to, work, blocks,
+                     to_stream(stream));
+  });
 }
 
 }  // namespace servewright::cuda_module

@@ -1,5 +1,7 @@
 // Single ops over tensors: checked, then one launch.
 #pragma once
+#include <vector>
+
 #include "model.h"
 
 namespace servewright::cuda_module {
@@ -15,5 +17,9 @@ void gate_up(const Matrix& gate, const Matrix& up, const Object& x, const Object
 int64_t sampling_workspace(int vocab, int rows);
 void sample(const Object& logits, int vocab, const Sampling& sampling, const Object& workspace,
             uintptr_t stream);
+int64_t mlp_workspace(const std::vector<int>& widths, int tokens);
+void mlp(const Object& x, const py::sequence& weights, const py::sequence& biases,
+         const py::sequence& activations, const Object& out, const Object& workspace,
+         uintptr_t stream);
 
 }  // namespace servewright::cuda_module

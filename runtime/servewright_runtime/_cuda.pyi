@@ -20,7 +20,7 @@ has CUDA's own words. Values inside device memory (lengths, pages, ids) are not 
 `check_step`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -225,6 +225,25 @@ def sample(logits: Tensor, vocab: int, sampling: Sampling, workspace: Tensor, st
 
     logits: float32 [sampling.rows, stride], stride a multiple of 4 of at least `vocab`.
     workspace: uint8 [sampling_workspace(vocab, rows) or more], of any content.
+    """
+
+def mlp_workspace(widths: Sequence[int], tokens: int) -> int:
+    """Bytes of the workspace of `mlp`; widths: inputs, then the outputs of each layer."""
+
+def mlp(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    activations: Sequence[str],
+    out: Tensor,
+    workspace: Tensor,
+    stream: int,
+) -> None:
+    """out[token] = a dense network of x[token], all float32; one launch for 64 layers.
+
+    x: [tokens, inputs].  weights: [outputs, inputs] each, widths 1 to 4096.  biases: [outputs].
+    activations: of ops.ACTIVATIONS.  workspace: uint8 [mlp_workspace(...) or more]; its first 256
+    bytes are 0 before the first launch with it, and again after each.
     """
 
 def dequantise(matrix: Matrix, out: Tensor, stream: int) -> None:

@@ -1,5 +1,8 @@
 """Types of the extension module (csrc/bindings.cpp). Use it through native.py."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -25,6 +28,36 @@ class Runner:
     @property
     def weights_bytes(self) -> int: ...
 
+class Network:
+    def __init__(
+        self,
+        variant: str,
+        weights: Sequence[npt.NDArray[Any]],
+        biases: Sequence[_Float32s | None],
+        activations: Sequence[str],
+        threads: int,
+    ) -> None: ...
+    def run(self, x: _Float32s) -> _Float32s: ...
+
+def run_network(
+    variant: str,
+    x: _Float32s,
+    weights: Sequence[npt.NDArray[Any]],
+    biases: Sequence[_Float32s | None],
+    activations: Sequence[str],
+    threads: int,
+) -> _Float32s: ...
+def pack(variant: str, tensor_type: str, rows: _Bytes, cols: int) -> _Bytes: ...
+def project_packed(
+    variant: str,
+    tensor_type: str,
+    packed: _Bytes,
+    rows: int,
+    x: _Float32s,
+    norm: _Float32s | None,
+    eps: float,
+    threads: int,
+) -> _Float32s: ...
 def project(variant: str, tensor_type: str, rows: _Bytes, x: _Float32s) -> _Float32s: ...
 def dequantise(variant: str, tensor_type: str, rows: _Bytes, cols: int) -> _Float32s: ...
 def quantise(

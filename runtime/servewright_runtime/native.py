@@ -16,7 +16,8 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -143,3 +144,64 @@ class NativeRunner:
     def close(self) -> None:
         """Free weights and cache. No step may follow."""
         self._runner.close()
+
+
+class DenseNetwork(Protocol):
+    """Dense layers, ready to run."""
+
+    def run(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """[..., inputs] to [..., outputs]."""
+
+
+def dense_network(
+    weights: Sequence[npt.NDArray[Any]],
+    biases: Sequence[npt.NDArray[np.float32] | None],
+    activations: Sequence[str],
+    *,
+    threads: int,
+    variant: str | None = None,
+) -> DenseNetwork:
+    """Dense layers with a copy of their weights, as `ops.Mlp` describes them."""
+    kernel = variant if variant is not None else chosen_variant()
+    return _native.Network(kernel, weights, biases, activations, threads)
+
+
+def run_dense(
+    x: npt.NDArray[np.float32],
+    weights: Sequence[npt.NDArray[Any]],
+    biases: Sequence[npt.NDArray[np.float32] | None],
+    activations: Sequence[str],
+    *,
+    threads: int,
+    variant: str | None = None,
+) -> npt.NDArray[np.float32]:
+    """The same in one call, on the caller's weights."""
+    kernel = variant if variant is not None else chosen_variant()
+    return _native.run_network(kernel, x, weights, biases, activations, threads)
+
+
+def pack(
+    tensor_type: str, rows: npt.NDArray[np.uint8], cols: int, *, variant: str | None = None
+) -> npt.NDArray[np.uint8]:
+    """GGUF rows, [rows, row_bytes], for project_packed: [groups, group_bytes] of the variant."""
+    kernel = variant if variant is not None else chosen_variant()
+    return _native.pack(kernel, tensor_type, rows, cols)
+
+
+def project_packed(
+    x: npt.NDArray[np.float32],
+    packed: npt.NDArray[np.uint8],
+    tensor_type: str,
+    rows: int,
+    *,
+    norm: npt.NDArray[np.float32] | None = None,
+    eps: float = 1e-5,
+    threads: int = 1,
+    variant: str | None = None,
+) -> npt.NDArray[np.float32]:
+    """x [tokens, cols] times the packed weights' rows: [tokens, rows], as csrc/cpu/projections.h.
+
+    norm: [cols], x is first scaled to unit RMS and by it. A token has the same bits in any batch.
+    """
+    kernel = variant if variant is not None else chosen_variant()
+    return _native.project_packed(kernel, tensor_type, packed, rows, x, norm, eps, threads)
