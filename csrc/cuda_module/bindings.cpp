@@ -8,6 +8,7 @@
 #include "host.h"
 #include "model.h"
 #include "ops.h"
+#include "prefill.h"
 #include "runtime.h"
 
 namespace cm = servewright::cuda_module;
@@ -97,4 +98,14 @@ PYBIND11_MODULE(SW_MODULE, m) {
         py::arg("activations"), py::arg("out"), py::arg("workspace"), py::arg("stream"));
   m.def("sample", &cm::sample, py::arg("logits"), py::arg("vocab"), py::arg("sampling"),
         py::arg("workspace"), py::arg("stream"));
+
+  m.def("dequantise", &cm::dequantise, py::arg("matrix"), py::arg("out"), py::arg("stream"));
+  m.def("rope_append", &cm::rope_append, py::arg("qkv"), py::arg("cosines"), py::arg("sines"),
+        py::arg("pool"), py::arg("pages"), py::arg("first_position"), py::arg("q_rotated"),
+        py::arg("interleaved"), py::arg("stream"));
+  m.def("prefill_attention", &cm::prefill_attention, py::arg("q_rotated"), py::arg("pool"),
+        py::arg("pages"), py::arg("first_position"), py::arg("out"), py::arg("stream"));
+  m.def("residual_norm", &cm::residual_norm, py::arg("x"), py::arg("delta"), py::arg("weight"),
+        py::arg("eps"), py::arg("out"), py::arg("stream"));
+  m.def("silu_mul", &cm::silu_mul, py::arg("inp"), py::arg("out"), py::arg("stream"));
 }

@@ -272,7 +272,7 @@ def prefill_attention(
 ) -> None:
     """Causal attention of the chunk over the sequence's pages.
 
-    out: bf16 [tokens, heads, head_dim] or [tokens, heads * head_dim].
+    out: bf16 [tokens, heads * head_dim].
     """
 
 def residual_norm(

@@ -32,6 +32,9 @@ AcceleratorType = Literal["nvidia"]
 MAX_STEP_TOKENS = 512
 # Prefill tokens of a step in which others decode: all of them wait for it.
 MIXED_PREFILL_TOKENS = 64
+# Likewise on a GPU, where laying out the dense weights takes as long as the products of some 600
+# tokens (cuda/prefill.py: an estimate).
+GPU_STEP_TOKENS = 1024
 # The KV cache takes at most this share of the memory, all models together, unless kvCache is given.
 DEFAULT_KV_SHARE = 4  # a quarter
 
@@ -113,7 +116,9 @@ def resolve(
         threads=threads,
         max_model_len=engine.max_model_len,
         max_batch=engine.max_batch,
-        max_step_tokens=max(MAX_STEP_TOKENS, engine.max_batch),
+        max_step_tokens=max(
+            MAX_STEP_TOKENS if accelerator is None else GPU_STEP_TOKENS, engine.max_batch
+        ),
         mixed_prefill_tokens=MIXED_PREFILL_TOKENS,
         prefix_cache=engine.prefix_cache,
         kv_bytes=kv_bytes,
@@ -159,9 +164,11 @@ class KvPlan:
     max_model_len: int  # tokens
 
 
-def kv_plan(config: LlamaConfig, model: ReplicaModel) -> KvPlan:
+def kv_plan(config: LlamaConfig, model: ReplicaModel, *, device_bytes: int | None = None) -> KvPlan:
     """Blocks of the KV cache for a model whose header says `config`.
 
+    device_bytes: what weights and workspaces leave of an accelerator's memory, where the cache is
+    there.
     At least one sequence of max_model_len fits. Raises ConfigError with the numbers, but without
     the model's title, where the manifest asks for more than the model or the memory has.
     """
@@ -180,7 +187,13 @@ def kv_plan(config: LlamaConfig, model: ReplicaModel) -> KvPlan:
             f"the model's header gives it a context of {config.context_length} "
             "token, but a prompt and an answer take two; use a whole model."
         )
-    limit_bytes = model.kv_bytes if model.kv_bytes is not None else model.kv_limit_bytes
+    most_bytes = model.kv_limit_bytes if device_bytes is None else device_bytes
+    if model.kv_bytes is not None and device_bytes is not None and model.kv_bytes > device_bytes:
+        raise ConfigError(
+            f"spec.engine.kvCache is {model.kv_bytes} bytes, but weights and workspaces leave "
+            f"{device_bytes} bytes of the accelerator's memory; choose less."
+        )
+    limit_bytes = model.kv_bytes if model.kv_bytes is not None else most_bytes
     limit_blocks = limit_bytes // block_bytes
     if limit_blocks == 0:
         raise ConfigError(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from servewright_runtime import native
+from servewright_runtime.cuda import availability
 from servewright_runtime.errors import ConfigError, StartError
 from servewright_runtime.models.bpe import build_tokenizer
 from servewright_runtime.models.gguf import GGUFFile
@@ -19,6 +21,9 @@ from servewright_runtime.models.llama import read_config
 from servewright_runtime.models.loaded import LoadedModel
 from servewright_runtime.models.reference import DEQUANTISABLE, TorchRunner
 from servewright_runtime.models.runner import LlamaConfig, Runner
+
+if TYPE_CHECKING:
+    from servewright_runtime.config import KvPlan
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +51,16 @@ class _LoadingRunner(Runner, Loading, Protocol):
     pass
 
 
+@dataclass(frozen=True, slots=True)
+class OnGpu:
+    """A model asked for on a GPU, and what its runner is sized by."""
+
+    cache: Callable[[LlamaConfig, int], KvPlan]  # given the bytes that the KV cache may take
+    max_model_len: int | None  # tokens; None: what the model was made for
+    max_batch: int  # sequences
+    step_tokens: int  # of a prefill
+
+
 def detect_format(path: Path) -> str:
     """The format of the file at `path`, by its first bytes. Raises ConfigError if it is unknown."""
     try:
@@ -69,12 +84,14 @@ def load(
     num_blocks: Callable[[LlamaConfig], int],
     threads: int,
     progress: Callable[[int, int], None],
+    gpu: OnGpu | None = None,
 ) -> LoadedModel:
     """Load the model at `path`, ready to run.
 
     format: what the manifest says, or None to look at the file. num_blocks: KV blocks for the
     model, asked once its header is read. progress: called with bytes loaded and bytes in all.
-    Raises ConfigError where file, format or kernel do not fit.
+    gpu: run it there, whatever `kernel` and `num_blocks` say.
+    Raises ConfigError where file, format, kernel or machine do not fit.
     """
     found = detect_format(path)
     if format is not None and format != found:
@@ -85,14 +102,12 @@ def load(
     with GGUFFile(path) as file:
         config = read_config(file)
         tokenizer = build_tokenizer(file, config.vocab_size)
-        blocks = num_blocks(config)
         try:
-            runner = _make_runner(file, config, kernel, blocks, threads)
-        except MemoryError:
-            raise StartError(
-                f"{file.path}: {blocks} KV blocks and the weights do not fit in this process's "
-                "memory; lower engine.kvCache or choose a smaller model."
-            ) from None
+            runner = _make_any_runner(file, config, kernel, num_blocks, threads, gpu)
+        except BaseException:
+            if tokenizer.chat_template is not None:
+                tokenizer.chat_template.close()
+            raise
         model = LoadedModel(runner=runner, tokenizer=tokenizer, format=found, bytes=file.size)
         try:
             load_tensors(file, runner, progress)
@@ -100,6 +115,26 @@ def load(
             model.close()
             raise
         return model
+
+
+def _make_any_runner(
+    file: GGUFFile,
+    config: LlamaConfig,
+    kernel: Kernel,
+    num_blocks: Callable[[LlamaConfig], int],
+    threads: int,
+    gpu: OnGpu | None,
+) -> _LoadingRunner:
+    if gpu is not None:
+        return _make_gpu_runner(file, config, gpu, threads)
+    blocks = num_blocks(config)
+    try:
+        return _make_runner(file, config, kernel, blocks, threads)
+    except MemoryError:
+        raise StartError(
+            f"{file.path}: {blocks} KV blocks and the weights do not fit in this process's "
+            "memory; lower engine.kvCache or choose a smaller model."
+        ) from None
 
 
 def _make_runner(
@@ -122,6 +157,46 @@ def _make_runner(
                 "kernel reads; choose a file of another quantisation, such as Q8_0 or Q4_0."
             )
     return TorchRunner(config, num_blocks=num_blocks, threads=threads)
+
+
+def _make_gpu_runner(
+    file: GGUFFile, config: LlamaConfig, gpu: OnGpu, threads: int
+) -> _LoadingRunner:
+    missing = availability.unavailable()
+    if missing is not None:
+        raise ConfigError(
+            f"spec.accelerator asks for a GPU, but none can be used here ({missing.rstrip('.')}); "
+            "mend that or remove spec.accelerator."
+        )
+    types = {name: tensor.type for name, tensor in file.tensors.items()}
+    why = availability.unfit(config, types)
+    if why is not None:
+        raise ConfigError(
+            f"{file.path}: spec.accelerator asks for a GPU, but its kernels cannot run this model "
+            f"({why.rstrip('.')}); choose a file that fits or remove spec.accelerator."
+        )
+    # Both import torch, which no model on the CPU needs.
+    from servewright_runtime.cuda.device import Gpu
+    from servewright_runtime.cuda.runner import CudaRunner
+
+    try:
+        device = Gpu()
+    except RuntimeError as error:  # as a driver's version that the kernels take and torch does not
+        raise ConfigError(
+            f"spec.accelerator asks for a GPU, but torch cannot start it ({error}); install a "
+            "torch that fits the driver or remove spec.accelerator."
+        ) from None
+    return CudaRunner(
+        config,
+        types,
+        cache=lambda limit: gpu.cache(config, limit),
+        longest=min(gpu.max_model_len or config.context_length, config.context_length),
+        max_batch=gpu.max_batch,
+        step_tokens=gpu.step_tokens,
+        threads=threads,
+        kernels=availability.kernels(),
+        device=device,
+    )
 
 
 def _fused_obstacle(file: GGUFFile, config: LlamaConfig) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from servewright_runtime.config import KvPlan, ReplicaModel, kv_plan
-from servewright_runtime.errors import ConfigError, ServewrightError
+from servewright_runtime.errors import ServewrightError
 from servewright_runtime.models import registry
 from servewright_runtime.models.loaded import LoadedModel
 from servewright_runtime.models.runner import LlamaConfig
@@ -42,24 +42,37 @@ def load_all(models: Sequence[ReplicaModel], progress: Callable[[float], None]) 
             told = fraction
             progress(fraction)
 
-    return [
-        _load(model, functools.partial(tell, sum(sizes[:index]), sizes[index]))
-        for index, model in enumerate(models)
-    ]
+    found = []
+    for index, model in enumerate(models):
+        # What comes later to the same accelerator; packed, a model is as large as its file.
+        later = [
+            size
+            for other, size in zip(models[index + 1 :], sizes[index + 1 :], strict=True)
+            if other.accelerator is not None
+        ]
+        progress_of = functools.partial(tell, sum(sizes[:index]), sizes[index])
+        found.append(_load(model, later, progress_of))
+    return found
 
 
-def _load(model: ReplicaModel, progress: Callable[[int, int], None]) -> Loaded:
-    if model.accelerator is not None:
-        raise ConfigError(
-            f"{model.title}: spec.accelerator asks for a GPU, but this version has no runner for "
-            "one; remove spec.accelerator."
-        )
+def _load(
+    model: ReplicaModel, later: Sequence[int], progress: Callable[[int, int], None]
+) -> Loaded:
+    """later: bytes of each model that the same accelerator is still to hold."""
     plans: list[KvPlan] = []
 
     def num_blocks(config: LlamaConfig) -> int:
         plans.append(kv_plan(config, model))
         return plans[-1].num_blocks
 
+    def on_gpu(config: LlamaConfig, free_bytes: int) -> KvPlan:
+        mine = max(0, free_bytes - sum(later)) // (1 + len(later))
+        plans.append(kv_plan(config, model, device_bytes=mine))
+        return plans[-1]
+
+    gpu = None
+    if model.accelerator is not None:
+        gpu = registry.OnGpu(on_gpu, model.max_model_len, model.max_batch, model.max_step_tokens)
     try:
         loaded = registry.load(
             Path(model.path),
@@ -68,6 +81,7 @@ def _load(model: ReplicaModel, progress: Callable[[int, int], None]) -> Loaded:
             num_blocks=num_blocks,
             threads=model.threads,
             progress=progress,
+            gpu=gpu,
         )
     except ServewrightError as error:
         # The file's path, often one in the cache, does not tell which of several models it is.

@@ -139,6 +139,21 @@ def test_the_cache_takes_at_most_a_quarter_of_the_memory_and_models_share_it() -
     assert shared.num_blocks == 2**30 // block_bytes
 
 
+def test_a_cache_on_a_device_takes_what_its_memory_leaves_and_no_quarter_of_the_hosts() -> None:
+    config, model = make_llama_config(), make_replica_model()
+    block_bytes = config.kv_bytes_per_token * BLOCK_TOKENS
+    wanted = kv_plan(config, model, device_bytes=1 << 40)
+    assert wanted == kv_plan(config, dataclasses.replace(model, kv_limit_bytes=1 << 40))
+    scarce = kv_plan(
+        config, dataclasses.replace(model, max_model_len=32), device_bytes=5 * block_bytes + 1
+    )
+    assert scarce.num_blocks == 5
+    with pytest.raises(
+        ConfigError, match=r"kvCache is \d+ bytes, but weights and workspaces leave 9"
+    ):
+        kv_plan(config, dataclasses.replace(model, kv_bytes=10), device_bytes=9)
+
+
 def test_the_longest_sequence_is_reduced_to_what_fits_and_said(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -22,6 +22,7 @@ from servewright_runtime.serve.host import Host
 from servewright_runtime.serve.loading import Loaded, load_all
 from servewright_runtime.serve.probing import ProbeFailed
 from support.scripted_model import ScriptedRunner, loaded
+from support.tiny import make_tiny_gguf
 from support.waiting import eventually
 
 MODEL = ReplicaModel(
@@ -281,8 +282,7 @@ def test_a_file_that_cannot_be_loaded_is_told_with_the_model_it_is_of(tmp_path: 
 
 
 def test_no_model_that_wants_a_gpu_is_computed_on_the_cpu(tmp_path: Path) -> None:
-    path = tmp_path / "tiny.gguf"
-    path.write_bytes(b"")
+    path = make_tiny_gguf(tmp_path / "tiny.gguf")
     model = replace(MODEL, accelerator="nvidia", path=str(path))
     with pytest.raises(ConfigError, match=r"default/tiny: spec\.accelerator asks for a GPU"):
         load_all([model], lambda fraction: None)
