@@ -244,7 +244,10 @@ def _overrides(sets: list[str] | None) -> list[Override]:
 def main() -> NoReturn:
     """`app`, with every error told as the module's docstring says."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            _flush()
     except ManifestError as error:
         for problem in error.problems:
             _complain(problem)
@@ -259,6 +262,8 @@ def main() -> NoReturn:
             f"The Python package {error.name} is not installed; "
             "run: pip install 'servewright[runtime]'"
         )
+    except BrokenPipeError:
+        pass  # whoever read the output wants no more of it
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             _bug(error)
@@ -266,6 +271,15 @@ def main() -> NoReturn:
     except Exception as error:
         _bug(error)
     sys.exit(1)
+
+
+def _flush() -> None:
+    """Write what is buffered; at the process's own end nobody could be told that it failed."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def _complain(message: str) -> None:

@@ -193,11 +193,13 @@ def test_a_setting_of_the_environment_that_is_none_is_exit_code_2() -> None:
     assert result.stderr.startswith("error: SERVEWRIGHT_CACHE_MAX_BYTES is 'much'")
 
 
-def test_a_full_disk_below_the_output_is_no_bug() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_below_the_output_is_no_bug(unbuffered: str) -> None:
     with open("/dev/full", "w") as full:
         result = subprocess.run(
             [sys.executable, "-m", "servewright_runtime", "validate", EXAMPLE],
             cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -205,6 +207,25 @@ def test_a_full_disk_below_the_output_is_no_bug() -> None:
         )
     assert result.returncode == 1
     assert result.stderr == "error: No space is left to write the output; make room there.\n"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_wants_no_more_is_no_bug(unbuffered: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        result = subprocess.run(
+            [sys.executable, "-m", "servewright_runtime", "validate", EXAMPLE],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    finally:
+        os.close(write)
+    assert (result.returncode, result.stderr) == (1, "")
 
 
 EARLY_CTRL_C = """
