@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -81,18 +82,26 @@ def test_a_replica_that_answers_no_more_ends_the_run(start: Start) -> None:
 def test_the_death_of_serves_controller_interrupts_nothing(start: Start) -> None:
     run = start()
     run.wait_until_ready()
-    children = psutil.Process(run.process.pid).children(recursive=True)
-    (controller,) = [p for p in children if p.name().startswith("ray::ServeContr")]
+    (controller,) = controllers(run)
 
     controller.kill()
 
     def is_replaced() -> bool:
         assert run.complete().status == 200
-        children = psutil.Process(run.process.pid).children(recursive=True)
-        found = [p for p in children if p.name().startswith("ray::ServeContr")]
-        return any(p.pid != controller.pid for p in found) and run.state()["serve"] is not None
+        is_there = any(each.pid != controller.pid for each in controllers(run))
+        return is_there and run.state()["serve"] is not None
 
     eventually(is_replaced, timeout_s=60)
     eventually(lambda: run.state()["serve"].get("status") == "RUNNING", timeout_s=60)
     assert run.readyz() == 200
     assert run.stop() == 0
+
+
+def controllers(run: Run) -> list[psutil.Process]:
+    """Serve's controllers among the run's processes; any of those may end meanwhile."""
+    found = []
+    for process in psutil.Process(run.process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.name().startswith("ray::ServeContr"):
+                found.append(process)
+    return found

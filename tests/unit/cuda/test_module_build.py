@@ -52,7 +52,7 @@ def test_a_value_that_is_no_answer_is_refused(tmp_path: Path) -> None:
     assert "SERVEWRIGHT_CUDA must be 0 or 1, got 'yes'" in build(tmp_path, SERVEWRIGHT_CUDA="yes")
 
 
-@pytest.mark.skipif(not HAS_EXTENSION, reason="_cuda is not built (SERVEWRIGHT_CUDA=1)")
+@pytest.mark.skipif(not HAS_EXTENSION, reason="needs _cuda: build it with SERVEWRIGHT_CUDA=1")
 def test_the_extension_imports_without_a_driver_and_says_what_is_missing() -> None:
     code = "from servewright_runtime import _cuda; print(_cuda.device_problem(99))"
     # An empty library path and no visible device: as on a machine without one.
