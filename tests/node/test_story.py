@@ -81,7 +81,9 @@ def port_forward(space: Namespace, service: str) -> Iterator[int]:
 def chat(port: int, model: str, key: str | None = None) -> tuple[int, Any]:
     """Ask for the capital of France: status and answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
-    question = {"role": "user", "content": "What is the capital of France?"}
+    # A question that this small model is sure of, whatever the last bits of its logits are.
+    words = "Complete the sentence: The capital of France is"
+    question = {"role": "user", "content": words}
     body = {"model": model, "messages": [question], "max_tokens": 24, "temperature": 0}
     headers = {"content-type": "application/json"}
     if key is not None:
