@@ -107,6 +107,10 @@ class Store:
         self._tombstones[metadata["uid"]] = _version(gone)
         while len(self._tombstones) > _TOMBSTONES:
             del self._tombstones[next(iter(self._tombstones))]
+        # A watch may tell of our own doing before the API server's answer does.
+        owner = owner_key(gone)
+        if owner is not None:
+            self._lost.get(owner, set()).discard((gone["kind"], metadata["name"]))
         return self._forget(metadata["uid"])
 
     def lost(self, key: Key) -> frozenset[tuple[str, str]]:

@@ -111,6 +111,15 @@ def test_what_we_deleted_ourselves_is_not_lost() -> None:
     assert store.lost(KEY) == frozenset()
 
 
+def test_nor_is_it_when_the_watch_tells_of_it_before_our_own_answer() -> None:
+    store = Store()
+    store.put(make_service())
+    store.put(make_child(1))
+    assert store.remove(make_child(2)) == KEY
+    assert store.forget(make_child(1)) is None
+    assert store.lost(KEY) == frozenset()
+
+
 def test_children_are_those_that_this_owner_controls() -> None:
     store = Store()
     store.put(make_service())
