@@ -128,6 +128,7 @@ void float_tile(const uint8_t* w, const uint8_t*, const uint8_t* a, const float*
                 float* out) {
   const float* x = (const float*)a;
   F sums[M];
+#pragma GCC unroll 8
   for (int m = 0; m < M; ++m) sums[m] = F{};
   for (int k = 0; k < cols; ++k) {
     F v;
@@ -142,6 +143,7 @@ void float_tile(const uint8_t* w, const uint8_t*, const uint8_t* a, const float*
     w += LANES * (TYPE == servewright::F32 ? 4 : 2);
     x += M;
   }
+#pragma GCC unroll 8
   for (int m = 0; m < M; ++m) store(out + m * LANES, sums[m]);
 }
 
