@@ -92,13 +92,13 @@ def launches(weight: str) -> Iterator[Launch]:
     cached = 2 * 2 * HEAD_DIM * KV_HEADS * CONTEXT
     wide = (HEADS + 2 * KV_HEADS) * HEAD_DIM
     yield Launch("embedding", 1, HIDDEN * 6, 0, EMBEDDING)
-    yield project("norm, Q, K, V", "NORMED", wide, HIDDEN, LAYERS)
+    yield project("norm, Q, K, V", "SCALED", wide, HIDDEN, LAYERS)
     # A block's item is 256 positions, of which its stages take half before the wait.
     yield Launch("attention", LAYERS, cached, 0, ATTENTION_LATENCY, cached / 2)
     yield project("O, residual", "RESIDUAL", HIDDEN, HIDDEN, LAYERS, ATTENTION_LATENCY)
-    yield project("norm, gate, up, SwiGLU", "GATE_UP", 2 * FEED_FORWARD, HIDDEN, LAYERS)
+    yield project("norm, gate, up, SwiGLU", "SCALED_GATE_UP", 2 * FEED_FORWARD, HIDDEN, LAYERS)
     yield project("down, residual", "RESIDUAL", HIDDEN, FEED_FORWARD, LAYERS)
-    yield project("norm, head", "NORMED", VOCAB, HIDDEN, 1)
+    yield project("norm, head", "SCALED", VOCAB, HIDDEN, 1)
     yield Launch("sampling, greedy", 1, VOCAB * 4, 0, SAMPLING)
 
 

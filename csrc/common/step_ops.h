@@ -36,8 +36,28 @@ struct NormInput {
   float eps;
 };
 
+// The same in two halves, for a step: whoever writes x leaves x * weight as bf16 and the sums of
+// the squares of every 16 columns (NextNorm), and a projection reads these (ScaledInput) instead of
+// x.
+constexpr int SQUARES_COLUMNS = 16;
+// Floats of a row of sums, a multiple of 16 bytes; what pads them is never used.
+constexpr int squares_stride(int cols) {
+  return (cols + 4 * SQUARES_COLUMNS - 1) / (4 * SQUARES_COLUMNS) * 4;
+}
+struct NextNorm {
+  const float* weight;  // [cols]; null: nothing is left
+  bfloat16* scaled;     // [tokens, cols]
+  float* squares;       // [tokens, squares_stride(cols)]
+};
+struct ScaledInput {
+  const bfloat16* scaled;
+  const float* squares;
+  float eps;
+};
+
 // Tiles of a block: row_tiles of 16 rows (1, 2, 4), token_tiles of 8 tokens (1, 2, 4). 0: chosen
-// for the shape. Only time depends on it, no bit of a result.
+// for the shape. Only time depends on it, no bit of a result. Under a NormInput only 2 row tiles
+// are compiled: single ops take it, steps do not.
 struct Tiling {
   int row_tiles = 0;
   int token_tiles = 0;
@@ -46,18 +66,24 @@ struct Tiling {
 // out[token * out_stride + row] = sum_k W[row, k] y[token, k]. QKV and the head.
 int project_normed(const PackedMatrix& w, const NormInput& in, float* out, int out_stride,
                    int tokens, Stream stream, Tiling tiling = {}, Start start = Start::BEHIND);
-// x[token, row] += sum_k W[row, k] in[token, k]. O and down; in is [tokens, cols].
+int project_normed(const PackedMatrix& w, const ScaledInput& in, float* out, int out_stride,
+                   int tokens, Stream stream, Tiling tiling = {}, Start start = Start::BEHIND);
+// x[token, row] += sum_k W[row, k] in[token, k], then what `next` wants of the new x. O and down;
+// in is [tokens, cols], x [tokens, rows].
 int project_residual(const PackedMatrix& w, const bfloat16* in, float* x, int tokens, Stream stream,
-                     Tiling tiling = {}, Start start = Start::BEHIND);
+                     Tiling tiling = {}, Start start = Start::BEHIND, const NextNorm& next = {});
 // out[token, row] = silu(gate y) * (up y); gate and up have one type and one shape.
 int gate_up(const PackedMatrix& gate, const PackedMatrix& up, const NormInput& in, bfloat16* out,
+            int tokens, Stream stream, Tiling tiling = {}, Start start = Start::BEHIND);
+int gate_up(const PackedMatrix& gate, const PackedMatrix& up, const ScaledInput& in, bfloat16* out,
             int tokens, Stream stream, Tiling tiling = {}, Start start = Start::BEHIND);
 
 // ---- Embedding: csrc/cuda/embedding.cuh says how. ----
 
-// x[token] = row token_ids[token] of the matrix; zeros where there is no such row.
+// x[token] = row token_ids[token] of the matrix, zeros where there is no such row; then what `next`
+// wants of it.
 int embed(const PackedMatrix& embedding, const int32_t* token_ids, float* x, int tokens,
-          Stream stream);
+          Stream stream, const NextNorm& next = {});
 
 // ---- Attention: csrc/cuda/attention.cuh says how. ----
 

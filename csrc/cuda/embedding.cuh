@@ -6,12 +6,14 @@
 //          that an empty slot may hold anything.
 // Work     a block a token; a thread takes the columns 8 t .. 8 t + 7 of every 32-block of a column
 //          tile, which one lane's pieces hold (weights.h).
+// Next     x times the first norm's weight in bf16, and squares of 16 columns (step_ops.h).
 // Numbers  exact, but Q4_1: d * q + m is rounded once. The bits of the CPU's unpack_row.
 // Bytes    4 cols written. Read: half of each 32-byte sector is another row's; BF16 4 bytes a
 //          column, Q8_0 2.1, Q4 1.1. Some KB in all: the launch's time is its latency.
 #pragma once
 #include "../common/device.cuh"
 #include "../common/step_ops.h"
+#include "squares.cuh"
 #include "weights.h"
 
 namespace servewright::cuda {
@@ -87,9 +89,33 @@ SW_DEVICE void unpack(const uint8_t* tile, int row, int block, int t, Columns& t
   }
 }
 
+// What the next norm wants of 8 columns. By whole warps: neighbours share 16 columns' squares.
+SW_DEVICE void leave_next(const NextNorm& next, int cols, int token, int column, bool is_inside,
+                          const Columns& values) {
+  if (!next.weight) return;
+  float squares = 0;
+  SW_UNROLL
+  for (int k = 0; k < 8; ++k) squares = fma(values[k], values[k], squares);
+  squares += shuffle_xor(squares, 1);
+  if (!is_inside) return;
+  Piece scaled;
+  SW_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const Piece weight = load_16(next.weight + column + 4 * half);
+    SW_UNROLL
+    for (int i = 0; i < 2; ++i)
+      scaled[2 * half + i] =
+          pack_bfloat16(values[4 * half + 2 * i] * bit_cast<float>(weight[2 * i]),
+                        values[4 * half + 2 * i + 1] * bit_cast<float>(weight[2 * i + 1]));
+  }
+  store_vector(next.scaled + static_cast<size_t>(token) * cols + column, scaled);
+  if (column % SQUARES_COLUMNS == 0)
+    next.squares[squares_at(token, column / SQUARES_COLUMNS, cols)] = squares;
+}
+
 template <Weight TYPE>
 SW_KERNEL(THREADS, 8)
-void gather_rows(PackedMatrix w, const int32_t* token_ids, float* x) {
+void gather_rows(PackedMatrix w, const int32_t* token_ids, float* x, NextNorm next) {
   using T = Tile<TYPE>;
   wait_previous_launch();
   let_next_launch();
@@ -100,21 +126,25 @@ void gather_rows(PackedMatrix w, const int32_t* token_ids, float* x) {
   const int row = is_row ? id % TILE_ROWS : 0;
   const uint8_t* const tiles =
       w.data + static_cast<size_t>(is_row ? id / TILE_ROWS : 0) * column_tiles * T::BYTES;
-  float* const out = x + static_cast<size_t>(token) * w.cols;
-  for (int at = static_cast<int>(thread_index()); at < column_tiles * LANES; at += THREADS) {
-    const int t = at % LANES;
+  const size_t first = static_cast<size_t>(token) * w.cols;
+  const int pieces = column_tiles * LANES;
+  for (int round = 0; round < pieces; round += THREADS) {
+    const int at = round + static_cast<int>(thread_index()), t = at % LANES;
     const uint8_t* const tile = tiles + static_cast<size_t>(at / LANES) * T::BYTES;
     SW_UNROLL
     for (int block = 0; block < T::BLOCKS; ++block) {
       const int column = (at / LANES * T::BLOCKS + block) * BLOCK_COLS + 8 * t;
-      if (column >= w.cols) continue;
+      const bool is_inside = at < pieces && column < w.cols;
       Columns values = {};
-      if (is_row) unpack<TYPE>(tile, row, block, t, values);
-      SW_UNROLL
-      for (int i = 0; i < 2; ++i) {
-        const float* const v = values + 4 * i;
-        store_vector(out + column + 4 * i, Vector<float, 4>{{v[0], v[1], v[2], v[3]}});
+      if (is_inside && is_row) unpack<TYPE>(tile, row, block, t, values);
+      if (is_inside) {
+        SW_UNROLL
+        for (int i = 0; i < 2; ++i) {
+          const float* const v = values + 4 * i;
+          store_vector(x + first + column + 4 * i, Vector<float, 4>{{v[0], v[1], v[2], v[3]}});
+        }
       }
+      leave_next(next, w.cols, token, column, is_inside, values);
     }
   }
 }

@@ -34,7 +34,7 @@ WeightCost weight_cost(Weight type) {
 // L2 and the busiest multiprocessor's instructions, and a tenth of all, for overlap is not perfect.
 // DRAM is not counted by rounds of blocks: a third of the blocks of a round keep it busy.
 double cost(Weight type, Projection kind, int tiles, int tokens, Tiling tiling) {
-  const bool norm = kind != Projection::RESIDUAL;
+  const bool norm = has_norm(kind);
   const int r = tiling.row_tiles, t = tiling.token_tiles;
   const int chunks = (tokens + MMA_TOKENS * t - 1) / (MMA_TOKENS * t);
   const int blocks = (tiles + r - 1) / r * chunks;
@@ -49,7 +49,7 @@ double cost(Weight type, Projection kind, int tiles, int tokens, Tiling tiling) 
 }
 
 Tiling choose(Weight type, Projection kind, int rows, int tokens) {
-  const int tiles = (rows + TILE_ROWS - 1) / TILE_ROWS * (kind == Projection::GATE_UP ? 2 : 1);
+  const int tiles = (rows + TILE_ROWS - 1) / TILE_ROWS * (has_two_matrices(kind) ? 2 : 1);
   Tiling best;
   best.token_tiles = tokens <= MMA_TOKENS ? 1 : tokens <= 2 * MMA_TOKENS ? 2 : 4;
   double least = 0;
@@ -100,6 +100,12 @@ void read_normed(GemmArgs& args, const NormInput& in) {
   args.eps = in.eps;
 }
 
+void read_scaled(GemmArgs& args, const ScaledInput& in) {
+  args.in = in.scaled;
+  args.squares = in.squares;
+  args.eps = in.eps;
+}
+
 }  // namespace
 
 int project_normed(const PackedMatrix& w, const NormInput& in, float* out, int out_stride,
@@ -111,11 +117,21 @@ int project_normed(const PackedMatrix& w, const NormInput& in, float* out, int o
   return launch(Projection::NORMED, w.type, args, tiling, stream, start);
 }
 
+int project_normed(const PackedMatrix& w, const ScaledInput& in, float* out, int out_stride,
+                   int tokens, Stream stream, Tiling tiling, Start start) {
+  GemmArgs args = arguments(w, tokens);
+  read_scaled(args, in);
+  args.out = out;
+  args.out_stride = out_stride;
+  return launch(Projection::SCALED, w.type, args, tiling, stream, start);
+}
+
 int project_residual(const PackedMatrix& w, const bfloat16* in, float* x, int tokens, Stream stream,
-                     Tiling tiling, Start start) {
+                     Tiling tiling, Start start, const NextNorm& next) {
   GemmArgs args = arguments(w, tokens);
   args.in = in;
   args.out = x;
+  args.next = next;
   return launch(Projection::RESIDUAL, w.type, args, tiling, stream, start);
 }
 
@@ -127,6 +143,16 @@ int gate_up(const PackedMatrix& gate, const PackedMatrix& up, const NormInput& i
   args.up = up.data;
   args.out = out;
   return launch(Projection::GATE_UP, gate.type, args, tiling, stream, start);
+}
+
+int gate_up(const PackedMatrix& gate, const PackedMatrix& up, const ScaledInput& in, bfloat16* out,
+            int tokens, Stream stream, Tiling tiling, Start start) {
+  if (gate.type != up.type || gate.rows != up.rows || gate.cols != up.cols) return INVALID_VALUE;
+  GemmArgs args = arguments(gate, tokens);
+  read_scaled(args, in);
+  args.up = up.data;
+  args.out = out;
+  return launch(Projection::SCALED_GATE_UP, gate.type, args, tiling, stream, start);
 }
 
 }  // namespace servewright::cuda

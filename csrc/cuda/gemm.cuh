@@ -8,14 +8,16 @@
 // (cp.async), and at the end the 8 sums are added in a fixed order. Quantised weights become bf16
 // integers, exactly, and the float32 scale multiplies the sum of a 32-block: no weight is rounded.
 //
-// RMSNorm is part of reading X: the product x * weight, rounded to bf16, enters the sums, the
-// squares of x are summed beside it, and 1 / rms multiplies the result.
+// RMSNorm: the product x * weight, rounded to bf16, enters the sums, and 1 / rms multiplies the
+// result. In a step whoever writes x leaves that product and the squares of 16 columns each: the
+// epilogue here, or the embedding. A block adds the squares up while its weights come. Single ops
+// read x itself.
 //
 // Beside the launch before, a block fetches its first stages of weights.
 //
 // Bytes from DRAM: W once (a second chunk of 32 tokens finds it in L2, for chunks of the same rows
 // are neighbours in the grid), X once. From L2 a block reads its tokens of X again, 2 bytes a
-// column of bf16, or 4 and the norm's 4.
+// column of bf16 and a quarter of squares, or 4 and the norm's 4.
 //
 // Error, in units of u S, u = 2^-24 and S the sum of |terms|: 43 + 2 ceil(cols / 256) quantised,
 // 71 + 32 ceil(cols / 256) BF16, where an mma step rounds each of its 16 sums; tensor cores may
@@ -81,6 +83,35 @@ SW_DEVICE void leave_sums(uint8_t* shared, const Lane& at, int part,
   }
 }
 
+// x += value of a fragment (row tile `tile`, tokens from `first_token`), and what the next norm
+// wants of it: x * weight, and the squares of the tile's 16 rows. By a whole warp.
+SW_DEVICE void add_to_residual(const GemmArgs& args, const Lane& at, int tile, int first_token,
+                               const Vector<float, 4>& value) {
+  const NextNorm& next = args.next;
+  float squares[2] = {};  // of tokens 2 t, 2 t + 1
+  SW_UNROLL
+  for (int c = 0; c < 4; ++c) {
+    const int token = first_token + 2 * at.quad + c % 2;
+    const int row = tile * TILE_ROWS + at.group + c / 2 * 8;
+    if (token >= args.tokens || row >= args.rows) continue;
+    const size_t to = static_cast<size_t>(token) * args.out_stride + row;
+    float* const x = static_cast<float*>(args.out) + to;
+    const float sum = *x + value[c];
+    *x = sum;
+    squares[c % 2] = fma(sum, sum, squares[c % 2]);
+    if (next.weight) next.scaled[to] = to_bfloat16(sum * next.weight[row]);
+  }
+  if (!next.weight) return;
+  SW_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    SW_UNROLL
+    for (int mask = 4; mask < 32; mask *= 2) squares[i] += shuffle_xor(squares[i], mask);
+    const int token = first_token + 2 * at.quad + i;
+    if (at.group == 0 && token < args.tokens && tile * TILE_ROWS < args.rows)
+      next.squares[squares_at(token, tile, args.rows)] = squares[i];
+  }
+}
+
 SW_DEVICE float silu(float x) { return x / (1.0f + exp2(-1.44269504f * x)); }
 
 template <Weight TYPE, Projection KIND, int ROW_TILES, int TOKEN_TILES>
@@ -90,8 +121,9 @@ void project(GemmArgs args) {
   using P = Plan<TYPE, ROW_TILES, TOKEN_TILES>;
   using C = Copies<TYPE, KIND, ROW_TILES>;
   constexpr int COLS = Tile<TYPE>::COLS;
-  constexpr bool NORM = KIND != Projection::RESIDUAL;
+  constexpr bool NORM = has_norm(KIND), SCALED = is_scaled(KIND);
   SW_DYNAMIC_SHARED(uint8_t, shared);
+  SW_SHARED(float, scales, P::TOKENS);  // 1 / rms
   const Lane at = this_lane();
   const int first_token = static_cast<int>(block_index().x) * P::TOKENS;
   const int first_tile = static_cast<int>(block_index().y) * C::OUT_TILES;
@@ -109,6 +141,7 @@ void project(GemmArgs args) {
   wait_previous_launch();  // activations are its results
   let_next_launch();
 
+  if constexpr (SCALED) leave_scales<P::WARPS>(args, at, first_token, scales);
   // The lane's first column of a 32-block; under a norm see load_normed.
   const int lane_column = NORM ? at.quad / 2 * 16 + at.quad % 2 * 4 : 8 * at.quad;
   using Element = std::conditional_t<NORM, float, bfloat16>;
@@ -171,25 +204,29 @@ void project(GemmArgs args) {
        fragment += P::THREADS) {
     const auto value = total<P::WARPS>(all_sums + fragment, P::FRAGMENTS);
     Vector<float, 4> up = {};
-    if constexpr (KIND == Projection::GATE_UP)
+    if constexpr (has_two_matrices(KIND))
       up = total<P::WARPS>(all_sums + P::FRAGMENTS / 2 + fragment, P::FRAGMENTS);
-    const int n = fragment / 32 % TOKEN_TILES, r = fragment / 32 / TOKEN_TILES;
-    SW_UNROLL
-    for (int c = 0; c < 4; ++c) {
-      const int column = n * MMA_TOKENS + 2 * at.quad + c % 2, token = first_token + column;
-      const int row = (first_tile + r) * TILE_ROWS + at.group + c / 2 * 8;
-      if (token >= args.tokens || row >= args.rows) continue;
-      const size_t to = static_cast<size_t>(token) * args.out_stride + row;
-      if constexpr (!NORM) {
-        static_cast<float*>(args.out)[to] += value[c];
-      } else {
-        const float sum = total<P::WARPS>(all_squares + column, P::TOKENS);
-        const float scale = rsqrt(fma(sum, args.inverse_cols, args.eps));
-        if constexpr (KIND == Projection::NORMED)
-          static_cast<float*>(args.out)[to] = value[c] * scale;
+    const int n = fragment / 32 % TOKEN_TILES, tile = first_tile + fragment / 32 / TOKEN_TILES;
+    if constexpr (KIND == Projection::RESIDUAL) {
+      add_to_residual(args, at, tile, first_token + n * MMA_TOKENS, value);
+    } else {
+      SW_UNROLL
+      for (int c = 0; c < 4; ++c) {
+        const int column = n * MMA_TOKENS + 2 * at.quad + c % 2, token = first_token + column;
+        const int row = tile * TILE_ROWS + at.group + c / 2 * 8;
+        if (token >= args.tokens || row >= args.rows) continue;
+        const size_t to = static_cast<size_t>(token) * args.out_stride + row;
+        float scale;
+        if constexpr (SCALED)
+          scale = scales[column];
         else
+          scale = rsqrt(
+              fma(total<P::WARPS>(all_squares + column, P::TOKENS), args.inverse_cols, args.eps));
+        if constexpr (has_two_matrices(KIND))
           static_cast<bfloat16*>(args.out)[to] =
               to_bfloat16(silu(value[c] * scale) * (up[c] * scale));
+        else
+          static_cast<float*>(args.out)[to] = value[c] * scale;
       }
     }
   }
@@ -200,7 +237,7 @@ void project(GemmArgs args) {
 template <Weight TYPE, Projection KIND, int ROW_TILES, int TOKEN_TILES>
 int launch_tiled(const GemmArgs& args, Stream stream, Start start) {
   using P = Plan<TYPE, ROW_TILES, TOKEN_TILES>;
-  constexpr int OUT_ROWS = TILE_ROWS * (KIND == Projection::GATE_UP ? ROW_TILES / 2 : ROW_TILES);
+  constexpr int OUT_ROWS = TILE_ROWS * (has_two_matrices(KIND) ? ROW_TILES / 2 : ROW_TILES);
   const Index3 grid((args.tokens + P::TOKENS - 1) / P::TOKENS,
                     (args.rows + OUT_ROWS - 1) / OUT_ROWS);
   return SW_LAUNCH_AT(start, (project<TYPE, KIND, ROW_TILES, TOKEN_TILES>), grid, P::THREADS,
@@ -210,10 +247,11 @@ int launch_tiled(const GemmArgs& args, Stream stream, Start start) {
 constexpr int INVALID_VALUE = 1;  // cudaErrorInvalidValue
 
 // What is compiled: more row tiles where more tokens share a block, for they all read the same
-// activations. A block of GATE_UP has a tile of each matrix at least.
+// activations. A block has a tile of each matrix at least.
 constexpr bool is_compiled(Projection kind, Tiling tiling) {
   const int r = tiling.row_tiles, t = tiling.token_tiles;
-  return (r == 1 && t == 1 && kind != Projection::GATE_UP) ||
+  if (has_norm(kind)) return r == 2 && (t == 1 || t == 2 || t == 4);
+  return (r == 1 && t == 1 && !has_two_matrices(kind)) ||
          ((r == 2 || r == 4) && (t == 1 || t == 2 || t == 4));
 }
 
@@ -257,8 +295,12 @@ int launch_type(Projection kind, const GemmArgs& args, Tiling tiling, Stream str
       return launch_kind<TYPE, Projection::NORMED>(args, tiling, stream, start);
     case Projection::RESIDUAL:
       return launch_kind<TYPE, Projection::RESIDUAL>(args, tiling, stream, start);
-    default:
+    case Projection::GATE_UP:
       return launch_kind<TYPE, Projection::GATE_UP>(args, tiling, stream, start);
+    case Projection::SCALED:
+      return launch_kind<TYPE, Projection::SCALED>(args, tiling, stream, start);
+    default:
+      return launch_kind<TYPE, Projection::SCALED_GATE_UP>(args, tiling, stream, start);
   }
 }
 

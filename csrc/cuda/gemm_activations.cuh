@@ -1,5 +1,5 @@
 // Operand B: of each token tile a lane holds, for a 32-block of columns, token g's columns
-// 8 t .. 8 t + 7 as four pairs of bf16, read from L2 as 16-byte vectors.
+// 8 t .. 8 t + 7 as four pairs of bf16, read from L2 as 16-byte vectors. And 1 / rms of each token.
 #pragma once
 #include "gemm_plan.cuh"
 
@@ -77,6 +77,34 @@ SW_DEVICE void load_normed(const Reader<float>& in, int cols, const float* weigh
       pairs[n][i] = odd ? got : even_pairs[i];
       pairs[n][2 + i] = odd ? odd_pairs[i] : got;
     }
+  }
+}
+
+// 1 / rms of the block's tokens, from the sums of squares that the launch before left. A warp takes
+// every WARPS-th token, a lane every 32nd vector of four sums, and lanes are added in a tree: the
+// columns alone decide the order. The caller waits.
+template <int WARPS, int TOKENS>
+SW_DEVICE void leave_scales(const GemmArgs& args, const Lane& at, int first_token,
+                            float (&scales)[TOKENS]) {
+  constexpr int OWN = TOKENS / WARPS;
+  const int count = (args.cols + SQUARES_COLUMNS - 1) / SQUARES_COLUMNS;
+  float sums[OWN] = {};
+  for (int first = 4 * at.lane; first < count; first += 4 * 32) {
+    SW_UNROLL
+    for (int i = 0; i < OWN; ++i) {
+      const int token = minimum(first_token + at.warp + i * WARPS, args.tokens - 1);
+      const auto v =
+          load_vector<Vector<float, 4>>(args.squares + squares_at(token, first, args.cols));
+      SW_UNROLL
+      for (int k = 0; k < 4; ++k) sums[i] += first + k < count ? v[k] : 0.0f;
+    }
+  }
+  SW_UNROLL
+  for (int i = 0; i < OWN; ++i) {
+    SW_UNROLL
+    for (int mask = 1; mask < 32; mask *= 2) sums[i] += shuffle_xor(sums[i], mask);
+    if (at.lane == 0)
+      scales[at.warp + i * WARPS] = rsqrt(fma(sums[i], args.inverse_cols, args.eps));
   }
 }
 

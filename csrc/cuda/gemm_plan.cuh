@@ -2,24 +2,37 @@
 #pragma once
 #include "../common/device.cuh"
 #include "../common/step_ops.h"
+#include "squares.cuh"
 #include "weights.h"
 
 namespace servewright::cuda {
 
 using namespace servewright::device;
 
-enum class Projection : int { NORMED, RESIDUAL, GATE_UP };
+// The scaled ones read what the launch before left for their norm, the others x itself.
+enum class Projection : int { NORMED, RESIDUAL, GATE_UP, SCALED, SCALED_GATE_UP };
+SW_ANY constexpr bool has_norm(Projection kind) {
+  return kind == Projection::NORMED || kind == Projection::GATE_UP;
+}
+SW_ANY constexpr bool is_scaled(Projection kind) {
+  return kind == Projection::SCALED || kind == Projection::SCALED_GATE_UP;
+}
+SW_ANY constexpr bool has_two_matrices(Projection kind) {
+  return kind == Projection::GATE_UP || kind == Projection::SCALED_GATE_UP;
+}
 
 struct GemmArgs {
   const uint8_t* weights;
-  const uint8_t* up;  // GATE_UP only
+  const uint8_t* up;  // of two matrices
   int rows, cols, tokens;
-  const bfloat16* in;        // RESIDUAL: [tokens, cols]
-  const float* x;            // otherwise [tokens, cols]
+  const bfloat16* in;        // [tokens, cols]; under a norm x instead
+  const float* x;            // [tokens, cols]
   const float* norm_weight;  // [cols]
   float eps, inverse_cols;
   void* out;
   int out_stride;
+  const float* squares;  // of the scaled: [tokens, squares_stride(cols)]
+  NextNorm next;         // RESIDUAL
 };
 
 // Part of the result's bits, so never tuned: the columns are cut into 8 ranges; the sums of a pair

@@ -109,11 +109,11 @@ SW_DEVICE void multiply_block(const uint8_t* stage, const Lane& at, int block, i
   }
 }
 
-// Where this lane's 16-byte pieces of a block's row tiles begin, at column tile 0. GATE_UP: half of
-// the tiles are of each matrix.
+// Where this lane's 16-byte pieces of a block's row tiles begin, at column tile 0. Half of the
+// tiles are of each matrix where there are two.
 struct Source {
   const uint8_t* first;
-  const uint8_t* second;  // GATE_UP only
+  const uint8_t* second;  // of two matrices
   const uint8_t* scales;  // of the row tile whose scales this lane copies; null: of none
   size_t row_tile_bytes;
   int valid_tiles;  // of each matrix: row tiles past the end are not read, their weights are zero
@@ -122,14 +122,14 @@ struct Source {
 template <Weight TYPE, Projection KIND, int ROW_TILES>
 struct Copies {
   using T = Tile<TYPE>;
-  static constexpr int OUT_TILES = KIND == Projection::GATE_UP ? ROW_TILES / 2 : ROW_TILES;
+  static constexpr int OUT_TILES = has_two_matrices(KIND) ? ROW_TILES / 2 : ROW_TILES;
   static constexpr int SCALE_LANES = (T::BYTES - T::PIECES * PIECE_BYTES) / 16;  // of a row tile
 
   SW_DEVICE static Source source(const GemmArgs& args, int lane, int first_tile, int column_tiles) {
     Source out;
     out.row_tile_bytes = static_cast<size_t>(column_tiles) * T::BYTES;
     out.first = args.weights + first_tile * out.row_tile_bytes;
-    out.second = KIND == Projection::GATE_UP ? args.up + first_tile * out.row_tile_bytes : nullptr;
+    out.second = has_two_matrices(KIND) ? args.up + first_tile * out.row_tile_bytes : nullptr;
     out.valid_tiles = (args.rows + TILE_ROWS - 1) / TILE_ROWS - first_tile;
     out.scales = nullptr;
     if constexpr (SCALE_LANES > 0) {

@@ -118,6 +118,8 @@ int plan_step(const LlamaModel& m, int tokens, int max_length, int pages,
   plan->tickets_bytes = sizeof(unsigned) * MAX_DECODE_TOKENS * m.kv_heads;
   layout.take(plan->tickets_bytes);
   plan->x = layout.take(rows * m.hidden * sizeof(float));
+  plan->scaled = layout.take(rows * m.hidden * sizeof(bfloat16));
+  plan->squares = layout.take(rows * squares_stride(m.hidden) * sizeof(float));
   plan->qkv = layout.take(rows * qkv_width(m) * sizeof(float));
   plan->attended = layout.take(rows * m.heads * m.head_dim * sizeof(bfloat16));
   plan->inner = layout.take(rows * m.ffn * sizeof(bfloat16));
@@ -135,8 +137,12 @@ int decode_step(const LlamaModel& m, const StepPlan& plan, const StepBatch& batc
   const auto halves = [&](size_t at) { return reinterpret_cast<bfloat16*>(workspace + at); };
   const int tokens = plan.tokens;
   float* const x = floats(plan.x);
-  const auto normed = [&](const float* weight) { return NormInput{x, weight, m.norm_eps}; };
-  int status = embed(m.embedding, batch.token_ids, x, tokens, stream);
+  const ScaledInput normed = {halves(plan.scaled), floats(plan.squares), m.norm_eps};
+  const auto next = [&](const float* weight) {
+    return NextNorm{weight, halves(plan.scaled), floats(plan.squares)};
+  };
+  int status =
+      embed(m.embedding, batch.token_ids, x, tokens, stream, next(m.layers[0].attention_norm));
 
   AttentionArgs attend = {};
   attend.qkv = floats(plan.qkv);
@@ -158,27 +164,30 @@ int decode_step(const LlamaModel& m, const StepPlan& plan, const StepBatch& batc
   for (int i = 0; i < m.layer_count && !status; ++i) {
     const LlamaLayer& layer = m.layers[i];
     attend.pool = pool + i * plan.page_elements * plan.pages;
+    const float* const norm_behind =
+        i + 1 < m.layer_count ? m.layers[i + 1].attention_norm : m.output_norm;
     float* qkv = floats(plan.qkv);
     for (const PackedMatrix& part : layer.qkv) {
       if (status || part.rows == 0) continue;
-      status = project_normed(part, normed(layer.attention_norm), qkv, qkv_width(m), tokens, stream,
-                              plan.tiling, plan.start);
+      status =
+          project_normed(part, normed, qkv, qkv_width(m), tokens, stream, plan.tiling, plan.start);
       qkv += part.rows;
     }
     if (!status) status = attention(attend, tokens, stream, plan.start);
     if (!status)
-      status = project_residual(layer.o, attend.out, x, tokens, stream, plan.tiling, plan.start);
+      status = project_residual(layer.o, attend.out, x, tokens, stream, plan.tiling, plan.start,
+                                next(layer.ffn_norm));
     if (!status)
-      status = gate_up(layer.gate, layer.up, normed(layer.ffn_norm), halves(plan.inner), tokens,
-                       stream, plan.tiling, plan.start);
+      status = gate_up(layer.gate, layer.up, normed, halves(plan.inner), tokens, stream,
+                       plan.tiling, plan.start);
     if (!status)
       status = project_residual(layer.down, halves(plan.inner), x, tokens, stream, plan.tiling,
-                                plan.start);
+                                plan.start, next(norm_behind));
   }
   if (status) return status;
 
-  status = project_normed(m.head, normed(m.output_norm), floats(plan.logits), plan.logits_stride,
-                          tokens, stream, plan.tiling, plan.start);
+  status = project_normed(m.head, normed, floats(plan.logits), plan.logits_stride, tokens, stream,
+                          plan.tiling, plan.start);
   if (status) return status;
   SamplingArgs draw = batch.sampling;
   draw.logits = floats(plan.logits);

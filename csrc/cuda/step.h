@@ -85,7 +85,8 @@ struct StepPlan {
   size_t pool_bytes;       // [layer][page], any content, aligned to 16
   size_t workspace_bytes;  // aligned to 16. Its first tickets_bytes are 0 before the first step
   size_t tickets_bytes;    // with it, and whenever no step runs; the rest is of any content
-  size_t x, qkv, attended, inner, logits, partials, sampling;  // offsets in the workspace
+  // Offsets in the workspace.
+  size_t x, scaled, squares, qkv, attended, inner, logits, partials, sampling;
   int logits_stride;
 };
 

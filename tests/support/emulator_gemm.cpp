@@ -30,6 +30,18 @@ cuda::NormInput norm(Request& request) {
           static_cast<float>(request.number("eps"))};
 }
 
+// What the launch before would leave of "scaled" rows: given, with the sums of squares beside.
+cuda::ScaledInput scaled(Request& request) {
+  return {request.input<bfloat16>("scaled"), request.input<float>("squares"),
+          static_cast<float>(request.number("eps"))};
+}
+
+cuda::NextNorm next(Request& request, int tokens, int cols) {
+  if (!request.has("next")) return {};
+  return {request.input<float>("next"), request.output<bfloat16>("next scaled", {tokens, cols}),
+          request.output<float>("next squares", {tokens, cuda::squares_stride(cols)})};
+}
+
 cuda::Tiling tiling(const Request& request) {
   return {integer(request, "row_tiles"), integer(request, "token_tiles")};
 }
@@ -46,21 +58,27 @@ SW_OP(pack) {
 
 SW_OP(project_normed) {
   const int tokens = integer(request, "tokens"), stride = integer(request, "out_stride");
-  request.check(cuda::project_normed(packed(request, "w"), norm(request),
-                                     request.output<float>("out", {tokens, stride}), stride, tokens,
-                                     nullptr, tiling(request)));
+  const cuda::PackedMatrix w = packed(request, "w");
+  auto* const out = request.output<float>("out", {tokens, stride});
+  const cuda::Tiling tiles = tiling(request);
+  request.check(request.has("scaled")
+                    ? cuda::project_normed(w, scaled(request), out, stride, tokens, nullptr, tiles)
+                    : cuda::project_normed(w, norm(request), out, stride, tokens, nullptr, tiles));
 }
 
 SW_OP(project_residual) {
   const int tokens = integer(request, "tokens");
-  request.check(cuda::project_residual(packed(request, "w"), request.input<bfloat16>("in"),
-                                       request.inout<float>("x"), tokens, nullptr,
-                                       tiling(request)));
+  request.check(cuda::project_residual(
+      packed(request, "w"), request.input<bfloat16>("in"), request.inout<float>("x"), tokens,
+      nullptr, tiling(request), Start::BEHIND, next(request, tokens, integer(request, "rows"))));
 }
 
 SW_OP(gate_up) {
   const int tokens = integer(request, "tokens"), rows = integer(request, "rows");
-  request.check(cuda::gate_up(packed(request, "w"), packed(request, "up"), norm(request),
-                              request.output<bfloat16>("out", {tokens, rows}), tokens, nullptr,
-                              tiling(request)));
+  const cuda::PackedMatrix gate = packed(request, "w"), up = packed(request, "up");
+  auto* const out = request.output<bfloat16>("out", {tokens, rows});
+  const cuda::Tiling tiles = tiling(request);
+  request.check(request.has("scaled")
+                    ? cuda::gate_up(gate, up, scaled(request), out, tokens, nullptr, tiles)
+                    : cuda::gate_up(gate, up, norm(request), out, tokens, nullptr, tiles));
 }

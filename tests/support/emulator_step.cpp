@@ -157,8 +157,8 @@ void put(driver::Request& request, const char* name, const std::vector<T>& value
 // offsets lead there. Returns the workspace: the array of its first part.
 uint8_t* separate(driver::Request& request, cuda::StepPlan* plan) {
   std::map<size_t, size_t*> parts;  // by offset
-  for (size_t* part : {&plan->x, &plan->qkv, &plan->attended, &plan->inner, &plan->partials,
-                       &plan->logits, &plan->sampling})
+  for (size_t* part : {&plan->x, &plan->scaled, &plan->squares, &plan->qkv, &plan->attended,
+                       &plan->inner, &plan->partials, &plan->logits, &plan->sampling})
     parts[*part] = part;
   size_t end = plan->workspace_bytes;
   std::map<size_t*, uint8_t*> arrays;
@@ -259,6 +259,10 @@ SW_OP(embed) {
   cuda::pack_weights(type, rows, cols, from, to);
   packed.protect();
   const int tokens = static_cast<int>(request.shape("token_ids")[0]);
+  cuda::NextNorm next = {};
+  if (request.has("next"))
+    next = {request.input<float>("next"), request.output<bfloat16>("scaled", {tokens, cols}),
+            request.output<float>("squares", {tokens, cuda::squares_stride(cols)})};
   request.check(cuda::embed({to, rows, cols, type}, request.input<int32_t>("token_ids"),
-                            request.output<float>("x", {tokens, cols}), tokens, nullptr));
+                            request.output<float>("x", {tokens, cols}), tokens, nullptr, next));
 }

@@ -106,6 +106,20 @@ def normed_input(x: Array, norm: Array) -> tuple[Array, Array, float]:
     return rounded, 1 / rms, (x.shape[1] / 32 + 32 + 9 + 2 + 8) * UNIT
 
 
+def left_for_norm(x: Array, norm: Array) -> tuple[Array, Array]:
+    """What is left for the next norm: bf16 rows, float32 sums of the squares of 16 columns each.
+
+    The sums are rounded once; NaN pads them.
+    """
+    tokens, cols = x.shape
+    wide = np.zeros((tokens, -(-cols // 16) * 16))
+    wide[:, :cols] = x.astype(np.float64) ** 2
+    sums = wide.reshape(tokens, -1, 16).sum(axis=2)
+    squares = np.full((tokens, -(-cols // 64) * 4), np.nan, np.float32)
+    squares[:, : sums.shape[1]] = sums
+    return to_bfloat16(x * norm), squares
+
+
 def normed_products(w: Matrix, x: Array, norm: Array) -> Products:
     rounded, scale, error = normed_input(x, norm)
     exact = products(w, rounded).scaled(scale)

@@ -16,7 +16,7 @@ from hack.ptx import Kernel, Memory, Program, Result, launch
 from numpy.typing import NDArray
 
 from support.decode_attention import Decode
-from support.projections import BF16, EPS, NAMES, Q4_0, Q4_1, Q8_0, Matrix
+from support.projections import BF16, EPS, NAMES, Q4_0, Q4_1, Q8_0, Matrix, left_for_norm
 from support.sampling_rows import MAX_TOP_LOGPROBS, Rows
 
 Array = NDArray[Any]
@@ -114,29 +114,42 @@ def project(
     residual: Array | None = None,
     **options: Any,
 ) -> Ran:
-    """NORMED and GATE_UP take float32 x and `norm`, RESIDUAL takes bf16 x and `residual`."""
+    """All but RESIDUAL take float32 x and `norm`, of which the scaled kinds are given what is left
+    for them; RESIDUAL takes bf16 x and `residual`, and leaves all for `norm` where it is given.
+    """
     memory = Memory()
     tokens = len(x)
     weights = memory.place("weights", packed(w))
     second = memory.place("up", packed(up)) if up else 0
-    activations = memory.place("x", x)
     norms = memory.place("norm", norm) if norm is not None else 0
+    squares, left = 0, (0, 0, 0)
+    if kind.startswith("SCALED"):
+        assert norm is not None
+        x, sums = left_for_norm(x, norm)
+        squares = memory.place("squares", sums)
+    activations = memory.place("x", x)
     if residual is not None:
         out = memory.place("out", residual)
+        if norm is not None:
+            places = (
+                memory.place_poisoned("next scaled", (tokens, w.rows), np.uint16),
+                memory.place_poisoned("next squares", (tokens, -(-w.rows // 64) * 4), np.float32),
+            )
+            left = (norms, *places)
     else:
-        dtype = np.float32 if kind == "NORMED" else np.uint16
+        dtype = np.uint16 if kind.endswith("GATE_UP") else np.float32
         out = memory.place_poisoned("out", (tokens, w.rows), dtype)
     row_tiles, token_tiles = tiling
     name = f"project<{NAMES[w.type]}, {kind}, {row_tiles}, {token_tiles}>"
     source = f"gemm_{NAMES[w.type].lower()}.cu"
     kernel = kernels(source)[name]
     parameters = struct.pack(
-        "<2Q3i4x3Q2fQi4x",
+        "<2Q3i4x3Q2fQi4x4Q",
         *(weights, second, w.rows, w.cols, tokens),
-        *((activations, 0, 0) if kind == "RESIDUAL" else (0, activations, norms)),
-        *(EPS, 1 / w.cols, out, w.rows),
+        *((0, activations, norms) if kind in ("NORMED", "GATE_UP") else (activations, 0, 0)),
+        *(EPS, 1 / w.cols, out, w.rows, squares, *left),
     )
-    rows = 16 * (row_tiles // 2 if kind == "GATE_UP" else row_tiles)
+    rows = 16 * (row_tiles // 2 if kind.endswith("GATE_UP") else row_tiles)
     grid = (-(-tokens // (8 * token_tiles)), -(-w.rows // rows), 1)
     return Ran(
         memory,
@@ -152,14 +165,17 @@ def project(
     )
 
 
-def gather(w: Matrix, token_ids: Array, **options: Any) -> Ran:
-    """Rows of an embedding, as float32."""
+def gather(w: Matrix, token_ids: Array, norm: Array, **options: Any) -> Ran:
+    """Rows of an embedding, as float32, and what is left for `norm`."""
     memory = Memory()
     parameters = struct.pack(
-        "<Q3i4xQQ",
+        "<Q3i4x5Q",
         *(memory.place("weights", packed(w)), w.rows, w.cols, w.type),
         memory.place("token_ids", token_ids),
         memory.place_poisoned("out", (len(token_ids), w.cols), np.float32),
+        memory.place("norm", norm),
+        memory.place_poisoned("scaled", (len(token_ids), w.cols), np.uint16),
+        memory.place_poisoned("squares", (len(token_ids), -(-w.cols // 64) * 4), np.float32),
     )
     kernel = kernels("embedding.cu")[f"gather_rows<{NAMES[w.type]}>"]
     grid = (len(token_ids), 1, 1)

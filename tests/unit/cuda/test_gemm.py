@@ -27,6 +27,7 @@ from support.projections import (
     Q4_1,
     Q8_0,
     Matrix,
+    left_for_norm,
     normed_products,
     products,
     random_matrix,
@@ -39,15 +40,23 @@ Array = npt.NDArray[Any]
 TYPES = (BF16, Q8_0, Q4_0, Q4_1)
 # Row tiles and token tiles that are compiled; gate_up has no (1, 1).
 TILINGS = ((1, 1), (2, 1), (4, 1), (2, 2), (4, 2), (2, 4), (4, 4))
+X_TILINGS = ((2, 1), (2, 2), (2, 4))  # where a projection reads x itself
 
 
 class Projections:
-    """One way of running the launchers."""
+    """One way of running the launchers. takes_x: the norm is the projection's own work."""
 
     def __init__(
-        self, flavour: Any = "plain", order: Order = "up", copies: Copies = "lazy", seed: int = 1
+        self,
+        flavour: Any = "plain",
+        order: Order = "up",
+        copies: Copies = "lazy",
+        seed: int = 1,
+        *,
+        takes_x: bool = False,
     ) -> None:
         self.emulated = Emulated(flavour)
+        self.takes_x = takes_x
         self.how: dict[str, Any] = {"order": order, "copies": copies, "seed": seed}
 
     def run(
@@ -60,7 +69,7 @@ class Projections:
     def normed(
         self, w: Matrix, x: Array, norm: Array, tiling: tuple[int, int] = (0, 0), pad: int = 0
     ) -> Array:
-        arrays = {"x": x, "norm": norm}
+        arrays = self.input_arrays(x, norm)
         stride = w.rows + pad
         out = self.run(
             "project_normed", w, arrays, tiling, tokens=len(x), eps=EPS, out_stride=stride
@@ -68,16 +77,27 @@ class Projections:
         assert np.isnan(out[:, w.rows :]).all()
         return out[:, : w.rows]
 
+    def input_arrays(self, x: Array, norm: Array) -> dict[str, Array]:
+        if self.takes_x:
+            return {"x": x, "norm": norm}
+        return dict(zip(("scaled", "squares"), left_for_norm(x, norm), strict=True))
+
     def residual(
         self, w: Matrix, x: Array, residual: Array, tiling: tuple[int, int] = (0, 0)
     ) -> Array:
         arrays = {"in": x, "x": residual}
         return self.run("project_residual", w, arrays, tiling, tokens=len(x))["x"]
 
+    def residual_and_next(
+        self, w: Matrix, x: Array, residual: Array, next_: Array, tiling: tuple[int, int] = (0, 0)
+    ) -> dict[str, Array]:
+        arrays = {"in": x, "x": residual, "next": next_}
+        return self.run("project_residual", w, arrays, tiling, tokens=len(x))
+
     def gate_up(
         self, gate: Matrix, up: Matrix, x: Array, norm: Array, tiling: tuple[int, int] = (0, 0)
     ) -> Array:
-        arrays = {"up": up.gguf, "x": x, "norm": norm}
+        arrays = {"up": up.gguf} | self.input_arrays(x, norm)
         return self.run("gate_up", gate, arrays, tiling, tokens=len(x), eps=EPS)["out"]
 
 
@@ -115,9 +135,10 @@ SHAPES = [
 ]
 
 
+@pytest.mark.parametrize("takes_x", [False, True], ids=["scaled", "x"])
 @pytest.mark.parametrize("type_", TYPES, ids=NAMES)
-def test_products_are_within_their_roundings_of_float64(type_: int) -> None:
-    run = Projections()
+def test_products_are_within_their_roundings_of_float64(type_: int, takes_x: bool) -> None:
+    run = Projections(takes_x=takes_x)
     for rows, cols, tokens in SHAPES:
         rng = np.random.default_rng([type_, rows, cols, tokens])
         w, up = (random_matrix(rng, type_, rows, cols) for _ in range(2))
@@ -133,6 +154,14 @@ def test_products_are_within_their_roundings_of_float64(type_: int) -> None:
         total = residual + change.values
         out = run.residual(w, inputs, residual)
         assert (abs(out - total) <= change.errors + 2.0**-24 * abs(total)).all(), what
+
+        next_ = rng.uniform(0.2, 2.0, rows).astype(np.float32)
+        left = run.residual_and_next(w, inputs, residual, next_)
+        np.testing.assert_array_equal(left["x"], out)
+        scaled, squares = left_for_norm(out, next_)
+        np.testing.assert_array_equal(left["next scaled"], scaled)
+        # Two squares a lane and three sums of lanes; what pads the sums is not written.
+        np.testing.assert_allclose(left["next squares"], squares, rtol=6 * 2.0**-24)
 
         gated = swiglu(exact, normed_products(up, x, norm))
         out = from_bfloat16(run.gate_up(w, up, x, norm))
@@ -152,29 +181,32 @@ def test_bf16_weights_need_only_columns_in_eights() -> None:
         assert (abs(run.residual(w, inputs, zeros) - change.values) <= change.errors).all()
 
 
+@pytest.mark.parametrize("takes_x", [False, True], ids=["scaled", "x"])
 @pytest.mark.parametrize("type_", TYPES, ids=NAMES)
-def test_a_token_has_the_same_bits_in_any_batch_and_tiling(type_: int) -> None:
+def test_a_token_has_the_same_bits_in_any_batch_and_tiling(type_: int, takes_x: bool) -> None:
     rng = np.random.default_rng(type_)
     rows, cols, tokens = 70, 608, 64
     w, up = (random_matrix(rng, type_, rows, cols) for _ in range(2))
     x, norm = activations(rng, tokens, cols)
     inputs, residual = to_bfloat16(x), rng.standard_normal((tokens, rows)).astype(np.float32)
-    run = Projections()
+    next_ = rng.uniform(0.2, 2.0, rows).astype(np.float32)
+    run = Projections(takes_x=takes_x)
+    tilings = X_TILINGS if takes_x else TILINGS
 
     def bits(first: int, last: int, tiling: tuple[int, int]) -> list[Array]:
         part = slice(first, last)
         out = [
             run.normed(w, x[part], norm, tiling),
-            run.residual(w, inputs[part], residual[part], tiling),
+            *run.residual_and_next(w, inputs[part], residual[part], next_, tiling).values(),
         ]
         if tiling != (1, 1):
             out.append(run.gate_up(w, up, x[part], norm, tiling))
         return out
 
-    whole = bits(0, tokens, (4, 4))
+    whole = bits(0, tokens, tilings[-1])
     batches = [(0, 1), (5, 7), (9, 16), (1, 9), (3, 12), (0, 31), (20, 52), (13, 46)]
     for (first, last), tiling in itertools.chain(
-        zip(batches, itertools.cycle(TILINGS), strict=False), [((0, 64), (2, 1)), ((0, 17), (0, 0))]
+        zip(batches, itertools.cycle(tilings), strict=False), [((0, 64), (2, 1)), ((0, 17), (0, 0))]
     ):
         for alone, together in zip(bits(first, last, tiling), whole, strict=False):
             np.testing.assert_array_equal(alone, together[first:last], f"{first}:{last} {tiling}")
@@ -228,3 +260,5 @@ def test_shapes_that_no_tile_fits_are_refused() -> None:
         Projections().normed(w, x, norm, (3, 1))
     with pytest.raises(Fault, match="error 1"):
         Projections().gate_up(w, w, x, norm, (1, 1))
+    with pytest.raises(Fault, match="error 1"):
+        Projections(takes_x=True).normed(w, x, norm, (4, 1))

@@ -26,6 +26,7 @@ from support.projections import (
     Q4_1,
     Q8_0,
     Matrix,
+    left_for_norm,
     normed_products,
     products,
     random_matrix,
@@ -91,31 +92,33 @@ def inputs(tokens: int, cols: int) -> tuple[Array, Array]:
     return x, random.uniform(0.2, 2, cols).astype(np.float32)
 
 
-def check_traffic(ran: Ran, w: Matrix, tokens: int, outputs: int, *names: str) -> None:
+def check_traffic(ran: Ran, w: Matrix, *names: str) -> None:
     """Weights come once, in 16 bytes a lane; DRAM gives little more than the op's floor."""
     weights = len(packed(w)) * len(names)
     assert ran.loaded(*names) == weights
     assert ran.excess(*names) == 1
-    assert all(ran.memory.arrays[name].loads.scalar == 0 for name in (*names, "x"))
-    x = ran.memory.arrays["x"].size
-    norm = ran.memory.arrays["norm"].size if "norm" in ran.memory.arrays else 0
-    was = outputs if "norm" not in ran.memory.arrays else 0  # the residual is read too
+    arrays = ran.memory.arrays
+    read = [name for name in ("x", "squares") if name in arrays]
+    assert all(arrays[name].loads.scalar == 0 for name in (*names, *read))
+    rest = sum(array.size for name, array in arrays.items() if name not in names)
+    rest += arrays["out"].loads.bytes  # the residual is read too
     # Sums leave by a lane's 4 bytes, a row of 8 lanes apart: sectors of 32 bytes, all used.
-    assert ran.fetched() + ran.written() <= 1.02 * (weights + x + norm + was + outputs)
+    assert ran.fetched() + ran.written() <= 1.02 * (weights + rest)
     whole(ran, WAVEFRONTS[w.type])
 
 
 @TYPES
 @pytest.mark.parametrize(("tiling", "tokens"), TILINGS)
+@pytest.mark.parametrize("kind", ["NORMED", "SCALED"])
 def test_a_normed_projection_reads_its_weights_once(
-    type_: int, tiling: tuple[int, int], tokens: int
+    kind: str, type_: int, tiling: tuple[int, int], tokens: int
 ) -> None:
     w = random_matrix(np.random.default_rng(type_), type_, 64, 576)
     x, norm = inputs(tokens, w.cols)
-    ran = project("NORMED", w, x, tiling, norm=norm)
+    ran = project(kind, w, x, tiling, norm=norm)
     wanted = normed_products(w, x, norm)
     assert (np.abs(ran.read("out") - wanted.values) <= wanted.errors).all()
-    check_traffic(ran, w, tokens, ran.read("out").nbytes, "weights")
+    check_traffic(ran, w, "weights")
 
 
 @TYPES
@@ -123,29 +126,34 @@ def test_a_residual_projection_reads_its_weights_once(type_: int) -> None:
     w = random_matrix(np.random.default_rng(type_), type_, 64, 576)
     x, _ = inputs(9, w.cols)
     residual = np.random.default_rng(0).standard_normal((9, w.rows)).astype(np.float32)
-    ran = project("RESIDUAL", w, to_bfloat16(x), (2, 2), residual=residual)
+    _, norm = inputs(9, w.rows)
+    ran = project("RESIDUAL", w, to_bfloat16(x), (2, 2), residual=residual, norm=norm)
     wanted = products(w, from_bfloat16(to_bfloat16(x)))
     error = np.abs(ran.read("out") - (wanted.values + residual))
     assert (error <= wanted.errors + 2.0**-24 * np.abs(ran.read("out"))).all()
-    check_traffic(ran, w, 9, residual.nbytes, "weights")
+    scaled, squares = left_for_norm(ran.read("out"), norm)
+    np.testing.assert_array_equal(ran.read("next scaled"), scaled)
+    np.testing.assert_allclose(ran.read("next squares"), squares, rtol=6 * 2.0**-24)
+    check_traffic(ran, w, "weights")
 
 
 @TYPES
-def test_gate_and_up_read_their_weights_once(type_: int) -> None:
+@pytest.mark.parametrize("kind", ["GATE_UP", "SCALED_GATE_UP"])
+def test_gate_and_up_read_their_weights_once(kind: str, type_: int) -> None:
     random = np.random.default_rng(type_)
     gate, up = (random_matrix(random, type_, 64, 576) for _ in range(2))
     x, norm = inputs(3, gate.cols)
-    ran = project("GATE_UP", gate, x, (2, 1), norm=norm, up=up)
+    ran = project(kind, gate, x, (2, 1), norm=norm, up=up)
     wanted = swiglu(normed_products(gate, x, norm), normed_products(up, x, norm))
     error = np.abs(from_bfloat16(ran.read("out")) - wanted.values)
     assert (error <= wanted.errors).all()
-    check_traffic(ran, gate, 3, ran.read("out").nbytes, "weights", "up")
+    check_traffic(ran, gate, "weights", "up")
 
 
 def test_the_moment_copies_land_changes_no_bit() -> None:
     w = random_matrix(np.random.default_rng(1), Q4_0, 48, 352)
     x, norm = inputs(2, w.cols)
-    late, early = (project("NORMED", w, x, (2, 1), norm=norm, lazy=lazy) for lazy in (True, False))
+    late, early = (project("SCALED", w, x, (2, 1), norm=norm, lazy=lazy) for lazy in (True, False))
     np.testing.assert_array_equal(late.read("out"), early.read("out"))
     assert early.result.races == []
 
@@ -153,9 +161,9 @@ def test_the_moment_copies_land_changes_no_bit() -> None:
 def test_a_token_has_the_same_bits_in_any_tiling_and_batch() -> None:
     w = random_matrix(np.random.default_rng(2), Q8_0, 64, 480)
     x, norm = inputs(11, w.cols)
-    alone = project("NORMED", w, x[10:], (1, 1), norm=norm).read("out")
+    alone = project("SCALED", w, x[10:], (1, 1), norm=norm).read("out")
     for tiling in ((2, 2), (4, 2), (2, 4)):
-        batch = project("NORMED", w, x, tiling, norm=norm).read("out")
+        batch = project("SCALED", w, x, tiling, norm=norm).read("out")
         np.testing.assert_array_equal(batch[10:], alone)
 
 
@@ -163,10 +171,14 @@ def test_a_token_has_the_same_bits_in_any_tiling_and_batch() -> None:
 def test_an_embedding_s_rows_are_exact(type_: int) -> None:
     w = random_matrix(np.random.default_rng(type_), type_, 37, 576)
     ids = np.array([36, 0, 17, -1], np.int32)
-    ran = gather(w, ids)
+    norm = np.random.default_rng(0).uniform(0.2, 2, w.cols).astype(np.float32)
+    ran = gather(w, ids, norm)
     wanted = w.weights[ids].astype(np.float32)
     wanted[3] = 0  # no row
     np.testing.assert_allclose(ran.read("out"), wanted, rtol=2.0**-23)
+    scaled, squares = left_for_norm(ran.read("out"), norm)
+    np.testing.assert_array_equal(ran.read("scaled"), scaled)
+    np.testing.assert_allclose(ran.read("squares"), squares, rtol=9 * 2.0**-24)
     assert ran.result.races == []
     # A lane's 32 bytes leave in two stores of 16; its sector is whole in L2.
     assert ran.memory.arrays["out"].stores.excess == 2

@@ -22,6 +22,7 @@ from support.decode_steps import PLAIN, WEIGHTS, Slot, Steps, decode
 from support.emulated import Array, Emulated, Fault
 from support.native_model import SMALL, Model, encode, make_model
 from support.native_model import decode as dequantise
+from support.projections import left_for_norm
 from support.rounded_llama import Bounded, RoundedLlama, bounded, rms
 from support.steps import greedy
 
@@ -311,7 +312,13 @@ def test_an_embedding_is_the_row_as_dequantised_and_zeros_where_there_is_none(
     encoded = encode(random.normal(size=(rows, cols)).astype(np.float32), type_)
     ids = np.array([*range(rows), 0, -1, rows, np.iinfo(np.int32).min], np.int32)
     scalars = {"type": WEIGHTS.index(type_), "rows": rows, "cols": cols}
-    out = PLAIN.run("embed", {"weights": encoded, "token_ids": ids}, scalars, copies="eager")
+    norm = random.uniform(0.2, 2, cols).astype(np.float32)
+    arrays: dict[str, Array] = {"weights": encoded, "token_ids": ids, "next": norm}
+    out = PLAIN.run("embed", arrays, scalars, copies="eager")
     wanted = np.zeros((len(ids), cols), np.float32)
     wanted[: rows + 1] = dequantise(encoded, type_)[ids[: rows + 1]]
     np.testing.assert_array_equal(out["x"], wanted)
+    scaled, squares = left_for_norm(out["x"], norm)
+    np.testing.assert_array_equal(out["scaled"], scaled)
+    # At most 9 roundings on a square's way; what pads the sums is not written.
+    np.testing.assert_allclose(out["squares"], squares, rtol=9 * 2.0**-24)
