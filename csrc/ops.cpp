@@ -78,8 +78,7 @@ void prepare(const Kernels& kernels, const py::array_t<float>& x, const float* w
   const size_t n = static_cast<size_t>(tokens) * cols;
   out->activations =
       Activations{out->q8.ensure(n / BLOCK * ACTIVATION_BYTES), out->f32.ensure(n), tokens, cols};
-  const NormArgs norm{x.data(), static_cast<size_t>(cols), nullptr, weight,
-                      eps,      out->activations,          nullptr};
+  const NormArgs norm{x.data(), static_cast<size_t>(cols), nullptr, weight, eps, out->activations};
   kernels.norm(norm, 0, tokens);
 }
 

@@ -55,13 +55,6 @@ struct Activations {
   int cols;
 };
 
-// Weights that the next phase reads first. Phases that leave memory idle fetch them meanwhile, line
-// by line, each moving `at` on. Null where there is nothing to fetch.
-struct Ahead {
-  const uint8_t* at;
-  const uint8_t* end;
-};
-
 // Scale rows to unit RMS, y = x / sqrt(mean(x^2) + eps) * weight, and store them as activations.
 // weight null: store x as it is. x_rows null: token t is row t of x.
 struct NormArgs {
@@ -71,7 +64,6 @@ struct NormArgs {
   const float* weight;
   float eps;
   Activations out;
-  Ahead* ahead;
 };
 
 // Where the tokens of a step write K and V: block and slot of each token, in elements.
@@ -135,7 +127,6 @@ struct AttentionArgs {
   const int32_t* partial_slots;   // [tokens], -1 where the token has none
   const int32_t* partial_splits;  // [tokens], how many splits it has
   int max_splits;
-  Ahead* ahead;
 };
 
 struct ScanResult {

@@ -37,7 +37,6 @@ struct Scratch {
   alignas(64) float values[ROWS * MAX_HEAD_DIM];  // of the split
   alignas(64) float merged[ROWS * MAX_HEAD_DIM];  // of all splits so far
   const uint16_t* blocks[SPLIT_POSITIONS / KV_POSITIONS];
-  Ahead ahead;
 };
 
 // Scores of R queries with N vectors of positions from `first` on.
@@ -48,10 +47,8 @@ SW_INLINE void score_vectors(Scratch& s, int dim, int first) {
     const int position = first + n * LANES;
     k[n] = s.blocks[position / KV_POSITIONS] + position % KV_POSITIONS;
   }
-  Ahead ahead = s.ahead;
   F sums[R][N] = {};
   for (int d = 0; d < dim; ++d) {
-    fetch_line(&ahead);
     F key[N];
     for (int n = 0; n < N; ++n) key[n] = load_half(k[n] + d * KV_POSITIONS);
 #pragma GCC unroll 6
@@ -61,7 +58,6 @@ SW_INLINE void score_vectors(Scratch& s, int dim, int first) {
       for (int n = 0; n < N; ++n) sums[r][n] = fma(q, key[n], sums[r][n]);
     }
   }
-  s.ahead = ahead;
   for (int r = 0; r < R; ++r)
     for (int n = 0; n < N; ++n) store(s.scores + r * SCORE_STRIDE + first + n * LANES, sums[r][n]);
 }
@@ -69,12 +65,10 @@ SW_INLINE void score_vectors(Scratch& s, int dim, int first) {
 // values[r][d ..] = sum over `positions` of scores[r][position] * V[position][d ..]
 template <int R, int N>
 SW_INLINE void weigh_vectors(Scratch& s, int dim, int positions, int d) {
-  Ahead ahead = s.ahead;
   F sums[R][N] = {};
   for (int position = 0; position < positions; ++position) {
     const uint16_t* v =
         s.blocks[position / KV_POSITIONS] + KV_POSITIONS * dim + position % KV_POSITIONS * dim + d;
-    fetch_line(&ahead);
     F value[N];
     for (int n = 0; n < N; ++n) value[n] = load_half(v + n * LANES);
 #pragma GCC unroll 6
@@ -84,7 +78,6 @@ SW_INLINE void weigh_vectors(Scratch& s, int dim, int positions, int d) {
       for (int n = 0; n < N; ++n) sums[r][n] = fma(p, value[n], sums[r][n]);
     }
   }
-  s.ahead = ahead;
   for (int r = 0; r < R; ++r)
     for (int n = 0; n < N; ++n) store(s.values + r * MAX_HEAD_DIM + d + n * LANES, sums[r][n]);
 }
@@ -138,7 +131,6 @@ SW_INLINE void write_result(float* out, const Softmax& total, const float* merge
 template <int R>
 void attend_rows(const AttentionArgs& args, const AttentionItem& item) {
   Scratch s;
-  s.ahead = args.ahead ? *args.ahead : Ahead{(const uint8_t*)args.q, (const uint8_t*)args.q};
   const int dim = args.kv.head_dim, group = args.heads / args.kv.kv_heads;
   const int token0 = args.seq_starts[item.sequence];
   const int32_t* table = args.block_tables + (size_t)item.sequence * args.table_width;
@@ -186,7 +178,6 @@ void attend_rows(const AttentionArgs& args, const AttentionItem& item) {
       }
     }
   }
-  if (args.ahead) *args.ahead = s.ahead;
   if (item.partial) return;
   for (int r = 0; r < R; ++r)
     write_result(args.out + ((size_t)tokens[r] * args.heads + heads[r]) * dim, total[r],
@@ -247,7 +238,6 @@ void finish_attention(const AttentionArgs& args, const Activations& out, float* 
       F x[VECTORS];
       for (int v = 0; v < VECTORS; ++v) x[v] = load<F>(result + b * BLOCK + v * LANES);
       store_activation_block(out, t, b, x);
-      fetch_lines_of_block(args.ahead);
     }
   }
 }

@@ -14,7 +14,6 @@ namespace {
 
 using servewright::ACTIVATION_BYTES;
 using servewright::Activations;
-using servewright::Ahead;
 using servewright::BLOCK;
 using servewright::FINE_ABOVE;
 using servewright::NormArgs;
@@ -105,17 +104,6 @@ SW_INLINE void store_activation_block(const Activations& a, int token, int block
   }
 }
 
-// One more line on its way to L2, the last one again where none is left.
-SW_INLINE void fetch_line(Ahead* ahead) {
-  _mm_prefetch((const char*)ahead->at, _MM_HINT_T1);
-  ahead->at += ahead->end - ahead->at > 64 ? 64 : 0;
-}
-// What memory delivers while a core quantises a block.
-SW_INLINE void fetch_lines_of_block(Ahead* ahead) {
-  if (!ahead || ahead->end - ahead->at <= 64) return;
-  for (int i = 0; i < 8; ++i) fetch_line(ahead);
-}
-
 void norm_rows(const NormArgs& args, int begin, int end) {
   const int cols = args.out.cols;
   for (int t = begin; t < end; ++t) {
@@ -137,7 +125,6 @@ void norm_rows(const NormArgs& args, int begin, int end) {
         if (args.weight) y[v] = y[v] * inverse * load<F>(args.weight + i);
       }
       store_activation_block(args.out, t, b, y);
-      fetch_lines_of_block(args.ahead);
     }
   }
 }

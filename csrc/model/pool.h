@@ -30,12 +30,6 @@ class Team {
   // Prepares for a program of at most `phases` phases.
   void reset(int phases);
   int threads() const { return threads_; }
-  // The unit that `thread` works on first in a phase of `units` in chunks of `chunk`.
-  int first_unit(int thread, int units, int chunk) const {
-    if (threads_ == 1) return 0;
-    if (chunk < 1) chunk = 1;
-    return share_begin((units + chunk - 1) / chunk, thread) * chunk;
-  }
 
   // Runs work(begin, end) over chunks of [0, units); returns when all of them are done. Every
   // thread calls it with its own `*phase`, which counts the program's phases.

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <initializer_list>
 #include <stdexcept>
 
 #include "pack.h"
@@ -20,22 +19,11 @@ constexpr int REDUNDANT_TOKENS = 4;
 constexpr int CHUNKS_A_THREAD = 8;
 // Tokens whose inputs stay in L2 while row groups pass by.
 constexpr int BLOCK_TOKENS = 128;
-// Weights of the next projection that are fetched while attention or a norm computes: what memory
-// delivers meanwhile. They wait in L2.
-constexpr size_t AHEAD_BYTES = 64 << 10;
-// Fetched at once before a projection: the kernels themselves fetch only what lies further on.
-constexpr size_t START_BYTES = 4096;
 // Each layer: norm, qkv, attention, finish, o, norm, gate and up, down.
 constexpr int PHASES_A_LAYER = 8;
 constexpr int OTHER_PHASES = 4;  // embed, norm, head, sampling
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
-void fetch_start(Ahead* ahead) {
-  const uint8_t* end = ahead->at + std::min<size_t>(START_BYTES, ahead->end - ahead->at);
-  for (; ahead->at < end; ahead->at += 128) __builtin_prefetch(ahead->at, 0, 2);
-  ahead->at = std::min(ahead->at, ahead->end);
-}
 
 }  // namespace
 
@@ -254,26 +242,6 @@ void Runner::run(const StepInput& in, const Plan& plan, int thread, StepOutput* 
     });
   };
   const auto groups = [&](const Matrix& w) { return ceil_div(w.rows, k.lanes); };
-  // The weights that this thread reads first in a phase of `units`, each `groups_a_unit` row groups
-  // of one of `parts`, which follow each other. Its start is on its way on return.
-  const auto begin_of = [&](std::initializer_list<const Matrix*> parts, int groups_a_unit) {
-    int units = 0;
-    for (const Matrix* w : parts) units += groups(*w) / groups_a_unit;
-    int at = team_.first_unit(thread, units, units / (threads_ * CHUNKS_A_THREAD)) * groups_a_unit;
-    for (const Matrix* w : parts) {
-      const int rest = groups(*w) - at;
-      if (rest <= 0) {
-        at = -rest;
-        continue;
-      }
-      const uint8_t* data = w->data + at * w->group_bytes;
-      Ahead ahead{data, data + std::min(AHEAD_BYTES, rest * w->group_bytes)};
-      fetch_start(&ahead);
-      return ahead;
-    }
-    const uint8_t* nothing = (*parts.begin())->data;
-    return Ahead{nothing, nothing};
-  };
 
   const int own = plan.is_redundant ? thread : 0;
   const Activations hidden_in = activations(hidden_in_[own], hidden_wants_, tokens, hidden);
@@ -282,18 +250,13 @@ void Runner::run(const StepInput& in, const Plan& plan, int thread, StepOutput* 
   const Activations ffn_in = activations(ffn_in_, ffn_wants_, tokens, config_.ffn_size);
 
   phase(tokens, [&](int begin, int end) { embed(in, begin, end); });
-  const auto begin_of_layer = [&](const LayerWeights& w) {
-    return begin_of({&w.q, &w.k, &w.v}, 1);
-  };
-  Ahead ahead = begin_of_layer(weights_->layers[0]);
   for (int l = 0; l < config_.layers; ++l) {
     const LayerWeights& w = weights_->layers[l];
     KvLayer kv = plan.kv;
     kv.base += l * kv_layer_elements();
 
     const auto norm = [&](const float* weight) {
-      const NormArgs args{x_.data(),        size_t(hidden), nullptr, weight,
-                          config_.norm_eps, hidden_in,      &ahead};
+      const NormArgs args{x_.data(), size_t(hidden), nullptr, weight, config_.norm_eps, hidden_in};
       prepare(tokens, plan.is_redundant, [&](int begin, int end) { k.norm(args, begin, end); });
     };
     norm(w.attention_norm);
@@ -315,8 +278,6 @@ void Runner::run(const StepInput& in, const Plan& plan, int thread, StepOutput* 
 
     AttentionArgs attention = plan.attention;
     attention.kv = kv;
-    attention.ahead = &ahead;
-    ahead = begin_of({&w.o}, 1);
     phase(static_cast<int>(items_.size()),
           [&](int begin, int end) { k.attention(attention, begin, end); });
     prepare(tokens, plan.is_redundant, [&](int begin, int end) {
@@ -327,29 +288,23 @@ void Runner::run(const StepInput& in, const Plan& plan, int thread, StepOutput* 
       k.project(o, begin, end, tile, tile_end);
     });
 
-    begin_of({&w.up}, BLOCK / k.lanes);
-    ahead = begin_of({&w.gate}, BLOCK / k.lanes);
     norm(w.ffn_norm);
     const GateUpArgs gate_up{w.gate, w.up, hidden_in, ffn_in};
     project(config_.ffn_size / BLOCK, plan.tiles, [&](int begin, int end, int tile, int tile_end) {
       k.gate_up(gate_up, begin, end, tile, tile_end);
     });
-    begin_of({&w.down}, 1);
     const ProjectArgs down{w.down, ffn_in, x_.data(), size_t(hidden), true};
     project(groups(w.down), plan.tiles, [&](int begin, int end, int tile, int tile_end) {
       k.project(down, begin, end, tile, tile_end);
     });
-    ahead = l + 1 < config_.layers ? begin_of_layer(weights_->layers[l + 1])
-                                   : begin_of({&weights_->head}, 1);
   }
 
   if (in.samples == 0) return;
   const bool is_redundant = in.samples <= REDUNDANT_TOKENS;
   const Activations head_in =
       activations(head_in_[is_redundant ? thread : 0], head_wants_, in.samples, hidden);
-  const NormArgs norm{
-      x_.data(), size_t(hidden), in.sample_tokens, weights_->output_norm, config_.norm_eps,
-      head_in,   &ahead};
+  const NormArgs norm{x_.data(),        size_t(hidden), in.sample_tokens, weights_->output_norm,
+                      config_.norm_eps, head_in};
   prepare(in.samples, is_redundant, [&](int begin, int end) { k.norm(norm, begin, end); });
   const ProjectArgs head{weights_->head, head_in, logits_.data(), size_t(plan.logits_stride),
                          false};
