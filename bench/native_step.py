@@ -20,9 +20,9 @@ import numpy as np
 from servewright_runtime import native
 from servewright_runtime.models.gguf import GGUFFile
 from servewright_runtime.models.llama import read_config
+from servewright_runtime.models.registry import load_tensors
 from servewright_runtime.models.runner import BLOCK_TOKENS, SamplingBatch, StepBatch
 
-CHUNK_BYTES = 8 << 20
 PREFILL_TOKENS = 512
 DECODE_CONTEXT = 64
 BATCH = 16
@@ -34,12 +34,7 @@ def load_runner(path: Path, *, threads: int, variant: str) -> native.NativeRunne
         runner = native.NativeRunner(
             read_config(file), num_blocks=512, threads=threads, variant=variant
         )
-        for tensor in file.tensors.values():
-            rows = max(32, CHUNK_BYTES // tensor.row_bytes // 32 * 32)
-            for first in range(0, tensor.rows, rows):
-                count = min(rows, tensor.rows - first)
-                runner.load(tensor.name, tensor.type, first, file.read_rows(tensor, first, count))
-    runner.seal()
+        load_tensors(file, runner, lambda done, total: None)
     return runner
 
 

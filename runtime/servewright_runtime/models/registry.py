@@ -17,7 +17,7 @@ from servewright_runtime.errors import ConfigError, StartError
 from servewright_runtime.models.bpe import build_tokenizer
 from servewright_runtime.models.gguf import GGUFFile
 from servewright_runtime.models.gguf_header import MAGIC
-from servewright_runtime.models.llama import read_config
+from servewright_runtime.models.llama import read_config, tensor_shapes
 from servewright_runtime.models.loaded import LoadedModel
 from servewright_runtime.models.reference import DEQUANTISABLE, TorchRunner
 from servewright_runtime.models.runner import LlamaConfig, Runner
@@ -39,6 +39,8 @@ CHUNK_ROWS = 32
 
 class Loading(Protocol):
     """What a runner has besides `Runner` until it is sealed."""
+
+    config: LlamaConfig
 
     def load(
         self, name: str, tensor_type: str, first_row: int, rows: npt.NDArray[np.uint8]
@@ -219,8 +221,10 @@ def load_tensors(file: GGUFFile, runner: Loading, progress: Callable[[int, int],
     total = sum(tensor.nbytes for tensor in file.tensors.values())
     done = 0
     progress(done, total)
-    # In the file's order, so that a disk reads straight on.
-    for tensor in sorted(file.tensors.values(), key=lambda t: t.offset):
+    # As a step reads them, for so they lie in memory: where one ends, the CPU's prefetchers run on
+    # into the next. Files keep a layer together, so a disk hardly jumps.
+    for name, _ in tensor_shapes(runner.config):
+        tensor = file.tensors[name]
         for first_row, rows in file.row_chunks(tensor, CHUNK_BYTES, CHUNK_ROWS):
             runner.load(tensor.name, tensor.type, first_row, rows)
             done += rows.nbytes
