@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from bench import page
 from bench.page import PAGE, marks, replaced
 
 
@@ -16,6 +19,18 @@ def test_a_part_is_replaced_and_the_rest_kept() -> None:
 def test_a_page_without_the_marks_is_not_overwritten() -> None:
     with pytest.raises(ValueError, match="scale:begin"):
         replaced("a page", "scale", "new\n")
+
+
+def test_a_picture_lies_beside_the_page_which_shows_it_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "page.md"
+    begin, end = marks("bench")
+    path.write_text(f"{begin}\nold\n{end}\n")
+    monkeypatch.setattr(page, "PAGE", path)
+    page.write("bench", "new\n", "<svg/>\n")
+    assert path.read_text() == f"{begin}\n![bench](bench.svg)\n\nnew\n{end}\n"
+    assert (tmp_path / "bench.svg").read_text() == "<svg/>\n"
 
 
 @pytest.mark.parametrize("part", ["bench", "scale"])
