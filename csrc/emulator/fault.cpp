@@ -96,7 +96,8 @@ void catch_faults(unsigned time_limit_s) {
 }  // namespace servewright::emulator
 
 #if defined(SW_TSAN)
-extern "C" void __tsan_on_report(void* report) {
+// Seen from libtsan, which has an empty one of its own, also where -fvisibility hides all else.
+extern "C" __attribute__((visibility("default"))) void __tsan_on_report(void* report) {
   using namespace servewright::emulator;
   const char* description;
   int count, stacks, accesses, locations, mutexes, threads, unique;

@@ -2,11 +2,13 @@
 
 Each file tests/support/emulator_NAME.cpp registers ops (SW_OP) and names the sources it needs; it
 becomes one executable a flavour. Objects lie under build/emulated/, named by a digest of all that
-went into them, so only what changed is compiled again.
+went into them, so only what changed is compiled again: as many at a time as there are cores, and
+each by one process only, however many want it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import platform
@@ -16,6 +18,7 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +41,8 @@ ORDERS: tuple[Order, ...] = ("up", "down", "random")
 COPIES: tuple[Copies, ...] = ("lazy", "eager")
 
 COMMON = ["-std=c++17", "-g1", "-ffp-contract=off", "-DSW_FIBERS", "-Wall", "-Wextra"]
+# As the extension of support/emulated_module.py wants it, so that its objects serve here too.
+COMMON += ["-fPIC", "-fvisibility=hidden"]
 if os.environ.get("SERVEWRIGHT_WERROR") == "1":
     COMMON.append("-Werror")
 _SANITIZE = {
@@ -118,13 +123,14 @@ class Emulated:
         sources = [ROOT / name for name in named[1].split()] if named else []
         # The emulator first: where it and a kernel share an inline function, the linker then takes
         # the one without instrumentation.
-        objects = [compile_object(path, self._host_flags()) for path in [*EMULATOR, DRIVER]]
-        objects += [compile_object(path, self._kernel_flags()) for path in [registered, *sources]]
+        objects = compile_objects(
+            [(path, self._host_flags()) for path in [*EMULATOR, DRIVER]]
+            + [(path, self._kernel_flags()) for path in [registered, *sources]]
+        )
         link = [*compiler(), *_SANITIZE[self.flavour]]
         digest = digest_of("\n".join(map(str, [*link, *objects])))
         target = BUILT / f"{registered.stem}-{self.flavour}-{digest}"
-        if not target.exists():
-            make_whole(target, [*link, *map(str, objects)])
+        make_whole(target, [*link, *map(str, objects)])
         return target
 
     def _host_flags(self) -> list[str]:
@@ -180,8 +186,13 @@ def _with_includes(path: Path, seen: dict[Path, str]) -> dict[Path, str]:
     return seen
 
 
-def compile_object(source: Path, flags: list[str]) -> Path:
-    """The object of one source under build/emulated/, compiled where it is not there yet."""
+def compile_objects(sources: Sequence[tuple[Path, list[str]]]) -> list[Path]:
+    """The objects of sources with their flags, under build/emulated/, compiled where needed."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(lambda job: _compile_object(*job), sources))
+
+
+def _compile_object(source: Path, flags: list[str]) -> Path:
     texts = _with_includes(source, {})
     # A file that never asks for a flavour's name is the same object in each.
     asked = "\n".join(texts.values())
@@ -189,20 +200,29 @@ def compile_object(source: Path, flags: list[str]) -> Path:
     command = [*compiler(), *(flag for flag in flags if flag not in names)]
     digest = digest_of("\n".join([_version(), *command, *map(str, texts), *texts.values()]))
     target = BUILT / f"{source.stem}-{digest}.o"
-    if not target.exists():
-        make_whole(target, [*command, "-c", "-x", "c++", str(source)])
+    make_whole(target, [*command, "-c", "-x", "c++", str(source)])
     return target
 
 
 def make_whole(target: Path, command: list[str]) -> None:
-    """Runs a compiler; the target appears whole or not at all."""
+    """Runs a compiler unless the target is there, which appears whole or not at all.
+
+    A second process that wants it waits for the first.
+    """
+    if target.exists():
+        return
     BUILT.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=BUILT) as folder:
+    lock = BUILT / f"{target.name}.lock"
+    with lock.open("w") as held, tempfile.TemporaryDirectory(dir=BUILT) as folder:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if target.exists():
+            return
         part = Path(folder, target.name)
         ended = subprocess.run([*command, "-o", str(part)], capture_output=True, text=True)
         if ended.returncode != 0:
             raise Fault(f"{' '.join(command)}\n{ended.stderr}")
         part.replace(target)
+        lock.unlink()
 
 
 def _packed(values: Mapping[str, Array]) -> bytes:

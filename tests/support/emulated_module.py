@@ -21,7 +21,7 @@ from support.emulated import (
     COMMON,
     EMULATOR,
     ROOT,
-    compile_object,
+    compile_objects,
     compiler,
     digest_of,
     make_whole,
@@ -29,6 +29,7 @@ from support.emulated import (
 
 NAME = "_cuda_emulated"
 CSRC = ROOT / "csrc"
+WITH_PYTHON = (CSRC, CSRC / "cuda_module")  # folders whose sources include pybind11
 
 
 def sources() -> list[Path]:
@@ -42,15 +43,19 @@ def sources() -> list[Path]:
 
 def build() -> Path:
     """The built extension. Skips the test where the emulator cannot run."""
-    includes = [sysconfig.get_path("include"), pybind11.get_include()]
-    flags = [*COMMON, "-O2", "-fPIC", "-fvisibility=hidden", *(f"-isystem{i}" for i in includes)]
-    flags += [f"-DSW_PYBIND11_{pybind11.__version__.replace('.', '_')}"]  # its headers are not read
-    objects = [str(compile_object(source, flags)) for source in sources()]
+    python = [sysconfig.get_path("include"), pybind11.get_include()]
+    python = [f"-isystem{folder}" for folder in python]
+    version = pybind11.__version__.replace(".", "_")
+    python.append(f"-DSW_PYBIND11_{version}")  # its headers are not read
+    flags = [*COMMON, "-O2"]
+    objects = compile_objects(
+        [(path, [*flags, *python] if path.parent in WITH_PYTHON else flags) for path in sources()]
+    )
     link = [*compiler(), "-shared", "-pthread", "-Wl,--exclude-libs,ALL"]
-    digest = digest_of("\n".join([*link, *objects]))
+    link += map(str, objects)
+    digest = digest_of("\n".join(link))
     target = BUILT / f"{NAME}-{digest}{importlib.machinery.EXTENSION_SUFFIXES[0]}"
-    if not target.exists():
-        make_whole(target, [*link, *objects])
+    make_whole(target, link)
     return target
 
 
