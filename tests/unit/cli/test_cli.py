@@ -25,7 +25,9 @@ needs_no_device = pytest.mark.skipif(
 
 
 def servewright(
-    *arguments: str | Path, environment: Mapping[str, str] | None = None
+    *arguments: str | Path,
+    environment: Mapping[str, str] | None = None,
+    stdout: int = subprocess.PIPE,
 ) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
     return subprocess.run(
@@ -33,7 +35,8 @@ def servewright(
         cwd=ROOT,
         env={**os.environ, "NO_COLOR": "1", **(environment or {})},
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         text=True,
         timeout=120,
     )
@@ -196,14 +199,8 @@ def test_a_setting_of_the_environment_that_is_none_is_exit_code_2() -> None:
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_full_disk_below_the_output_is_no_bug(unbuffered: str) -> None:
     with open("/dev/full", "w") as full:
-        result = subprocess.run(
-            [sys.executable, "-m", "servewright_runtime", "validate", EXAMPLE],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=60,
+        result = servewright(
+            "validate", EXAMPLE, environment={"PYTHONUNBUFFERED": unbuffered}, stdout=full.fileno()
         )
     assert result.returncode == 1
     assert result.stderr == "error: No space is left to write the output; make room there.\n"
@@ -214,14 +211,8 @@ def test_a_reader_that_wants_no_more_is_no_bug(unbuffered: str) -> None:
     read, write = os.pipe()
     os.close(read)
     try:
-        result = subprocess.run(
-            [sys.executable, "-m", "servewright_runtime", "validate", EXAMPLE],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
-            stdout=write,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=60,
+        result = servewright(
+            "validate", EXAMPLE, environment={"PYTHONUNBUFFERED": unbuffered}, stdout=write
         )
     finally:
         os.close(write)
