@@ -24,7 +24,7 @@ run: $(STAMP)  ## serve examples/01-smollm2.yaml on this machine (MANIFEST=FILE,
 	@$(BIN)/servewright run $(MANIFEST) $(ARGS)
 
 test: $(STAMP)  ## run every test that needs no cluster (ARGS='-k name')
-	$(BIN)/pytest -m 'not api and not node' $(ARGS)
+	hack/test.sh $(ARGS)
 
 check: $(STAMP)  ## format, lint, types, imports, generated files, the house's own tests
 	$(BIN)/ruff format --check .

@@ -14,6 +14,9 @@ from hypothesis import HealthCheck, is_hypothesis_test, settings
 
 TESTS = Path(__file__).parent
 LEFT_BEHIND_TIMEOUT_S = 10.0
+# Folders with files that take a minute. Workers (hack/test.sh) take files in turn, so these come
+# first: none is left alone with one of them in the end.
+LONGEST = ("cuda", "parity")
 
 # No deadline: these machines are shared, and a slow example is not a wrong one.
 _COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -45,7 +48,8 @@ def golden(request: pytest.FixtureRequest) -> Callable[[Path, str], None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The folder says what a test needs; `fuzz` is every property test."""
+    """The folder says what a test needs; `fuzz` is every property test. Longest files first."""
+    items.sort(key=lambda item: item.path.parent.name not in LONGEST)
     for item in items:
         tier = item.path.relative_to(TESTS).parts[0]
         item.add_marker(tier)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
+import subprocess
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -92,6 +95,36 @@ def test_the_closing_line_tells_all_runs_together() -> None:
     told = "===== 1 failed, 5 passed, 1 skipped, 1 error in 3.50s ====="
     assert closing_line([api, node]) == told
     assert closing_line([]) == "===== no tests ran in 0.00s ====="
+
+
+@pytest.mark.parametrize(
+    ("ended", "status", "calls"),
+    [
+        ((0, 0), 0, 2),
+        ((1, 0), 1, 2),  # the second part runs all the same
+        ((0, 1), 1, 2),
+        ((5, 0), 0, 2),  # what was asked for lies in the other part
+        ((0, 5), 0, 2),
+        ((5, 5), 5, 2),  # it lies nowhere
+        ((1, 5), 1, 2),
+        ((2, 0), 2, 1),  # Ctrl-C ends it all
+        ((4, 0), 4, 1),
+    ],
+)
+def test_a_part_that_fails_or_is_empty_is_neither_forgotten_nor_the_end(
+    tmp_path: Path, ended: tuple[int, int], status: int, calls: int
+) -> None:
+    for folder in ("hack", ".venv/bin"):
+        (tmp_path / folder).mkdir(parents=True)
+    shutil.copy(ROOT / "hack" / "test.sh", tmp_path / "hack")
+    fake = tmp_path / ".venv" / "bin" / "pytest"
+    fake.write_text(
+        f'#!/bin/sh\necho "$2" >>marks\n[ "$2" = unit ] && exit {ended[0]}\nexit {ended[1]}\n'
+    )
+    fake.chmod(0o755)
+    done = subprocess.run([tmp_path / "hack" / "test.sh"], capture_output=True, timeout=60)
+    assert done.returncode == status
+    assert (tmp_path / "marks").read_text().splitlines() == ["unit", "fake or runtime"][:calls]
 
 
 def test_the_lock_leaves_out_what_only_a_platform_adds() -> None:
