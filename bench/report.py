@@ -36,7 +36,7 @@ READ_TARGET = Target(0.85, True)  # one thread
 PREFILL_TARGET = Target(2, True)
 RATE_TARGET, TTFT_TARGET = Target(2.8, True), Target(1 / 3, False)
 HTTP_TARGET = Target(0.9, True)
-NEIGHBOUR_TARGET = Target(0.45, True)
+NEIGHBOUR_TARGET = Target(0.5, True)
 LOADING_TARGET = Target(1.2, False)
 
 

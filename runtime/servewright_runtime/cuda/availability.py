@@ -5,6 +5,7 @@ Nothing here imports torch or numpy: the supervisor asks too, before it starts a
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import runpy
 from collections.abc import Mapping
@@ -14,23 +15,24 @@ from typing import TYPE_CHECKING
 
 from servewright_runtime.errors import ConfigError
 
+# What the driver installs; the extension loads it by this name when it is asked to.
+_DRIVER = "libcuda.so.1"
+_why_not_loaded = ""
+
 if TYPE_CHECKING:
     from servewright_runtime import _cuda
     from servewright_runtime.models.runner import LlamaConfig
 else:
     try:
         from servewright_runtime import _cuda
-    except ImportError:
-        _cuda = None
+    except ImportError as error:
+        _cuda, _why_not_loaded = None, str(error).rstrip(".")
 
 
 def unavailable(device: int = 0) -> str | None:
     """One sentence that says what the CUDA kernels lack on a device, or None if they can run."""
     if _cuda is None:
-        return (
-            "The CUDA kernels are not built in this installation; install it again with "
-            "SERVEWRIGHT_CUDA=1 and nvcc 13 present."
-        )
+        return _loading_problem()
     return _cuda.device_problem(device) or _torch_problem()
 
 
@@ -48,6 +50,22 @@ def unfit(config: LlamaConfig, types: Mapping[str, str]) -> str | None:
     types: the GGUF type of each tensor by its name.
     """
     return _cuda.unfit(config, types) or None
+
+
+def _loading_problem() -> str:
+    """Why there is no extension module, and whether that would be all."""
+    if importlib.util.find_spec("servewright_runtime._cuda") is not None:
+        return f"The CUDA kernels are built and cannot be loaded: {_why_not_loaded}."
+    why = (
+        "The CUDA kernels are not built in this installation; install it again with "
+        "SERVEWRIGHT_CUDA=1 and nvcc 13 present, or in a pod use the image that has them "
+        "(the chart's runtime.cudaImage)"
+    )
+    try:
+        ctypes.CDLL(_DRIVER)
+    except OSError:
+        why += f"; an NVIDIA driver ({_DRIVER}) is missing here too"
+    return f"{why}."
 
 
 def _torch_problem() -> str | None:

@@ -22,7 +22,8 @@ _PASSED = {
     "LD_PRELOAD",  # sanitizers
     "OMP_NUM_THREADS",
 }
-_PASSED_PREFIXES = ("SERVEWRIGHT_", "LC_", "ASAN_", "UBSAN_", "LSAN_")
+# CUDA_VISIBLE_DEVICES, CUDA_CACHE_PATH and the like: read by the driver of the GPU alone.
+_PASSED_PREFIXES = ("SERVEWRIGHT_", "CUDA_", "LC_", "ASAN_", "UBSAN_", "LSAN_")
 
 _RAY = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # read on Linux too: keeps all of Ray on loopback

@@ -31,12 +31,29 @@ def test_an_installation_without_the_extension_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(availability, "_cuda", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(availability, "_DRIVER", "libc.so.6")
     assert availability.unavailable() == (
         "The CUDA kernels are not built in this installation; install it again with "
-        "SERVEWRIGHT_CUDA=1 and nvcc 13 present."
+        "SERVEWRIGHT_CUDA=1 and nvcc 13 present, or in a pod use the image that has them "
+        "(the chart's runtime.cudaImage)."
+    )
+    monkeypatch.setattr(availability, "_DRIVER", "libnone.so.1")
+    assert str(availability.unavailable()).endswith(
+        "; an NVIDIA driver (libnone.so.1) is missing here too."
     )
     with pytest.raises(ConfigError, match="not built"):
         availability.kernels()
+
+
+def test_an_extension_that_cannot_be_loaded_is_told_in_the_loaders_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(availability, "_cuda", None)
+    monkeypatch.setattr(availability, "_why_not_loaded", "GLIBC_2.38 not found")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: SimpleNamespace())
+    why = availability.unavailable()
+    assert why == "The CUDA kernels are built and cannot be loaded: GLIBC_2.38 not found."
 
 
 def test_a_problem_of_the_device_comes_before_one_of_torch(

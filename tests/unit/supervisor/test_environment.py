@@ -34,6 +34,11 @@ def test_a_relative_python_path_holds_in_every_folder() -> None:
     assert environment["PYTHONPATH"] == f"{Path.cwd() / 'one'}{os.pathsep}/two"
 
 
+def test_the_gpu_that_the_user_chose_is_the_replicas_too() -> None:
+    base = {"CUDA_VISIBLE_DEVICES": "1", "CUDA_CACHE_PATH": "/cache"}
+    assert base.items() <= driver_environment(base, RUN, "id").items()
+
+
 def test_our_own_settings_pass() -> None:
     environment = driver_environment({"SERVEWRIGHT_CPU": "avx2", "LC_ALL": "C"}, RUN, "id")
     assert (environment["SERVEWRIGHT_CPU"], environment["LC_ALL"]) == ("avx2", "C")
