@@ -36,6 +36,11 @@ class ArrayReader {
   const T* read_table(const py::object& owner, const char* name, int rows, int* columns);
 
  private:
+  // Attribute `name` of `owner`, checked as typed_array does, and kept.
+  template <class T>
+  py::array kept(const py::object& owner, const char* name, int rank);
+  std::string full_name(const char* name) const;
+
   const char* caller_;
   std::vector<py::array> kept_;
 };
