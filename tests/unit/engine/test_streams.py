@@ -103,3 +103,59 @@ async def test_a_reader_that_is_behind_gets_all_that_came_in_one_piece(engine: E
     batches = [batch async for batch in stream]
     assert len(batches[0]) > 1
     assert sum(len(o.token_ids) for batch in batches for o in batch) == 20
+
+
+def tokens(outputs: list[Output]) -> list[int]:
+    return [token for output in outputs for token in output.token_ids]
+
+
+async def test_a_waiting_stream_is_not_woken_for_what_its_taker_takes(engine: Engine) -> None:
+    stream = Streams(engine).open(requests("a"))
+    taken: list[Output] = []
+
+    def take(output: Output) -> bool:
+        if output.finish_reason is not None:
+            return False
+        taken.append(output)
+        return True
+
+    stream.taker = take
+    collected = (await collect(stream))["a"]
+    assert [output.finish_reason for output in collected] == [FinishReason.LENGTH]
+    assert tokens(taken + collected) == expected_tokens((1, 2, 3), 20)
+
+
+async def test_what_a_taker_leaves_comes_in_order_and_none_overtakes_it(engine: Engine) -> None:
+    stream = Streams(engine).open(requests("a"))
+    came: list[Output] = []
+
+    def take(output: Output) -> bool:
+        if output.finish_reason is not None or len(came) % 3 == 1:
+            return False
+        came.append(output)
+        return True
+
+    stream.taker = take
+    async with asyncio.timeout(TIMEOUT_S):
+        async for outputs in stream:
+            before = len(came)
+            if stream.alive:
+                await stream._came.wait()
+            assert len(came) == before, "taken while the coroutine was busy with what came before"
+            came += outputs
+    assert tokens(came) == expected_tokens((1, 2, 3), 20)
+
+
+async def test_a_taker_that_fails_leaves_its_stream_and_others_whole(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    streams = Streams(engine)
+    broken, sound = streams.open(requests("a")), streams.open(requests("b"))
+
+    def fail(output: Output) -> bool:
+        raise RuntimeError("as planted")
+
+    broken.taker = fail
+    for stream, name in ((broken, "a"), (sound, "b")):
+        assert tokens((await collect(stream))[name]) == expected_tokens((1, 2, 3), 20)
+    assert "as planted" in caplog.text
