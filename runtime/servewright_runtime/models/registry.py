@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from servewright_runtime.models.gguf_header import MAGIC
 from servewright_runtime.models.llama import read_config, tensor_shapes
 from servewright_runtime.models.loaded import LoadedModel
 from servewright_runtime.models.reference import DEQUANTISABLE, TorchRunner
+from servewright_runtime.models.requantise import requantise, served_type
 from servewright_runtime.models.runner import LlamaConfig, Runner
 
 if TYPE_CHECKING:
@@ -170,7 +172,7 @@ def _make_gpu_runner(
             f"spec.accelerator asks for a GPU, but none can be used here ({missing.rstrip('.')}); "
             "mend that or remove spec.accelerator."
         )
-    types = {name: tensor.type for name, tensor in file.tensors.items()}
+    types = {name: served_type(tensor.type) for name, tensor in file.tensors.items()}
     why = availability.unfit(config, types)
     if why is not None:
         raise ConfigError(
@@ -207,17 +209,22 @@ def _fused_obstacle(file: GGUFFile, config: LlamaConfig) -> str | None:
     if reason is not None:
         return f"the fused kernels cannot run here ({reason.rstrip('.')})"
     for tensor in file.tensors.values():
-        if tensor.type not in native.NATIVE_TYPES:
+        if served_type(tensor.type) not in native.NATIVE_TYPES:
             return (
                 f"the tensor {tensor.name} has the type {tensor.type}, "
-                f"and the fused kernels read {', '.join(sorted(native.NATIVE_TYPES))}"
+                "which they neither read nor convert"
             )
     reason = native.unfit(config)
     return None if reason is None else f"they cannot run this model ({reason.rstrip('.')})"
 
 
 def load_tensors(file: GGUFFile, runner: Loading, progress: Callable[[int, int], None]) -> None:
-    """Stream all tensors into `runner` and seal it."""
+    """Stream all tensors into `runner` and seal it.
+
+    The reference reads every type; fused kernels get those that they lack as others, see
+    `requantise`.
+    """
+    converted: Counter[str] = Counter()
     total = sum(tensor.nbytes for tensor in file.tensors.values())
     done = 0
     progress(done, total)
@@ -225,8 +232,15 @@ def load_tensors(file: GGUFFile, runner: Loading, progress: Callable[[int, int],
     # into the next. Files keep a layer together, so a disk hardly jumps.
     for name, _ in tensor_shapes(runner.config):
         tensor = file.tensors[name]
-        for first_row, rows in file.row_chunks(tensor, CHUNK_BYTES, CHUNK_ROWS):
-            runner.load(tensor.name, tensor.type, first_row, rows)
+        kind, chunk_bytes = tensor.type, CHUNK_BYTES
+        if not isinstance(runner, TorchRunner) and served_type(kind) != kind:
+            kind = served_type(kind)
+            converted[f"{tensor.type} to {kind}"] += 1
+            chunk_bytes //= 16  # what comes between takes some times as much
+        for first_row, rows in file.row_chunks(tensor, chunk_bytes, CHUNK_ROWS):
+            runner.load(name, kind, first_row, requantise(rows, tensor.type, kind))
             done += rows.nbytes
             progress(done, total)
     runner.seal()
+    if converted:
+        log.info("tensors converted", extra={"path": str(file.path), "types": dict(converted)})

@@ -12,7 +12,7 @@ import pytest
 
 from servewright_runtime import native
 from servewright_runtime.errors import ConfigError, StartError
-from servewright_runtime.models import registry
+from servewright_runtime.models import registry, requantise
 from servewright_runtime.models.loaded import LoadedModel
 from servewright_runtime.models.runner import LlamaConfig
 from support.steps import Piece, make_batch
@@ -60,10 +60,30 @@ def test_a_loaded_model_draws_a_token(tmp_path: Path, kernel: registry.Kernel, w
     model.close()
 
 
-def test_auto_takes_the_reference_for_types_the_kernels_lack_and_says_why(
+@needs_native
+def test_types_that_the_kernels_lack_are_converted_and_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = make_tiny_gguf(tmp_path / "m.gguf", tensor_type="Q6_K", **tiny_shape("Q6_K"))
+    mixed = {"output.weight": "Q6_K", "blk.0.ffn_up.weight": "Q5_0"}
+    path = make_tiny_gguf(
+        tmp_path / "m.gguf",
+        tensor_type="Q4_K",
+        tensor_types=mixed,
+        tied=False,
+        **tiny_shape("Q4_K"),
+    )
+    with caplog.at_level(logging.INFO):
+        model = load(path, "Fused")
+    [told] = [record for record in caplog.records if record.message == "tensors converted"]
+    assert told.__dict__["types"] == {"Q4_K to Q4_1": 14, "Q5_0 to Q8_0": 1, "Q6_K to Q8_0": 1}
+    assert isinstance(model.runner, native.NativeRunner)
+    model.close()
+
+
+def test_auto_takes_the_reference_for_shapes_the_kernels_lack_and_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = make_tiny_gguf(tmp_path / "m.gguf", tensor_type="F32", head_dim=24)
     with caplog.at_level(logging.WARNING):
         model = load(path)
     assert model.runner.kernel.startswith("reference")
@@ -72,12 +92,24 @@ def test_auto_takes_the_reference_for_types_the_kernels_lack_and_says_why(
 
 
 @needs_native
-def test_fused_refuses_a_type_the_kernels_lack_with_the_cure(tmp_path: Path) -> None:
-    path = make_tiny_gguf(tmp_path / "m.gguf", tensor_types={"blk.1.ffn_up.weight": "Q5_0"})
+def test_fused_refuses_a_shape_the_kernels_lack_with_the_cure(tmp_path: Path) -> None:
+    path = make_tiny_gguf(tmp_path / "m.gguf", tensor_type="F32", head_dim=24)
     with pytest.raises(ConfigError) as caught:
         load(path, "Fused")
-    assert "blk.1.ffn_up.weight has the type Q5_0" in caught.value.message
+    assert "head_dim a multiple of 16 up to 256, got 24" in caught.value.message
     assert "set engine.kernel to Auto or Reference" in caught.value.message
+
+
+@pytest.mark.parametrize("kernel", [pytest.param("Fused", marks=needs_native), "Auto"])
+def test_a_type_that_nothing_reads_is_refused_by_its_tensor(
+    tmp_path: Path, kernel: registry.Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No writer makes a matrix of such a type, so one is forgotten.
+    for module in (registry, requantise):
+        monkeypatch.setattr(module, "DEQUANTISABLE", registry.DEQUANTISABLE - {"Q5_0"})
+    path = make_tiny_gguf(tmp_path / "m.gguf", tensor_types={"blk.1.ffn_up.weight": "Q5_0"})
+    with pytest.raises(ConfigError, match=r"blk\.1\.ffn_up\.weight has the type Q5_0, which"):
+        load(path, kernel)
 
 
 def test_a_format_that_is_not_the_files_is_refused(tmp_path: Path) -> None:
