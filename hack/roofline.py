@@ -30,10 +30,10 @@ PROCESSORS = 132
 ISSUES = PROCESSORS * 4 * 1.755e9  # instructions of warps a second
 PROJECTION_LATENCY = 0.65e-6
 # From the chain of latencies in docs/kernels/attention.md, 1,024 positions, without its first two
-# links, of 800 and 1,000 cycles, which stand before the wait; greedy sampling, from
+# links, of 800 and 1,000 cycles, which stand before the wait; greedy sampling by 15 blocks, from
 # docs/kernels/sampling.md; one gather of a row.
 ATTENTION_LATENCY = 4.5e-6 - 1.4e-6 - 1800 / 1.755e9
-SAMPLING = 10e-6
+SAMPLING = 3.1e-6
 EMBEDDING = 2e-6
 # Between two kernels of a CUDA graph, as others report it: at best, and usual.
 BOUNDARIES = (1.0e-6, 2.0e-6)

@@ -152,8 +152,18 @@ struct SamplingArgs {
   float* token_logprobs;        // [rows], written where wanted
   int32_t* top_ids;             // [rows, top_width], likewise
   float* top_values;            // [rows, top_width]
+  unsigned* tickets;  // [rows], 0 before the first launch, each leaves 0; null: one block a row
 };
+// Blocks of a row, at most MAX_SAMPLING_BLOCKS in all and 1 without tickets; threads of a block, 32
+// to 512. 0: chosen for the shape. Only time depends on it, no bit of a result.
+struct SamplingGrid {
+  int parts = 0;
+  int threads = 0;
+};
+constexpr int MAX_SAMPLING_BLOCKS = 132;  // of an H100 SXM, each of its multiprocessors one
+// Enough for fewer rows too.
 size_t sampling_workspace(int vocab, int rows);
-int sample(const SamplingArgs& args, int rows, Stream stream, Start start = Start::BEHIND);
+int sample(const SamplingArgs& args, int rows, Stream stream, Start start = Start::BEHIND,
+           SamplingGrid grid = {});
 
 }  // namespace servewright::cuda

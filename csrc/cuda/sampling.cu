@@ -1,5 +1,5 @@
 // One launch draws a token for every row; sampling.cuh has the formula, the layout and the bytes.
-#include "sampling.cuh"
+#include "sampling_parts.cuh"
 
 namespace servewright::cuda {
 namespace {
@@ -16,70 +16,36 @@ SW_ANY size_t stride_of(int vocab) {
   return (static_cast<size_t>(vocab) + WORD_GROUP - 1) / WORD_GROUP * WORD_GROUP;
 }
 
-constexpr int SCAN_LOADS = 4;  // in flight a thread: 32 KB of the SM's, what its share of L2 needs
-
-struct Scan {
-  float max;
-  int32_t argmax;
-  bool is_finite;
-  uint64_t top;  // this thread's own highest key, 0 without a token
-  int32_t top_id;
-};
-
-// The highest logit of a row, and whether all are finite.
-SW_DEVICE Scan scan_row(Scratch& scratch, int vocab, const float* logits) {
-  float max = -__builtin_huge_valf();
-  int32_t argmax = 0;
-  uint32_t largest = 0;  // bits of a magnitude: those of infinity or more are not finite
-  const int first = static_cast<int>(dev::thread_index()) * 4, step = thread_count() * 4;
-  for (int begin = first; begin < vocab; begin += SCAN_LOADS * step) {
-    float x[SCAN_LOADS][4];
-    SW_UNROLL
-    for (int load = 0; load < SCAN_LOADS; ++load)
-      if (begin + load * step < vocab) load_floats(logits + begin + load * step, x[load]);
-    SW_UNROLL
-    for (int i = 0; i < SCAN_LOADS * 4; ++i) {
-      const int id = begin + i / 4 * step + i % 4;
-      if (id >= vocab) continue;
-      const float value = x[i / 4][i % 4];
-      largest = dev::maximum(largest, dev::bit_cast<uint32_t>(value) & 0x7fffffffu);
-      if (!(value > max)) continue;
-      max = value;
-      argmax = id;
-    }
-  }
-  const bool is_odd = dev::vote_any(largest >= 0x7f800000u);
-  if (lane_index() == 0) scratch.flags[warp_index()] = is_odd;
-  const Best best = best_of_block(scratch, {static_cast<double>(max), argmax});
-  uint32_t odd = 0;
-  for (int warp = 0; warp < warp_count(); ++warp) odd |= scratch.flags[warp];
-  return {static_cast<float>(best.value), best.id, odd == 0, first < vocab ? key_of_float(max) : 0,
-          argmax};
-}
-
-// Keys of the weights, and the bins of the first filter; without filters sums of segments instead.
-// The caller waits.
-SW_DEVICE void weigh(Scratch& scratch, int vocab, const Exponentials& weights, uint64_t min_key,
-                     const Rule& rule, uint64_t* keys) {
+// Keys of the weights of a part, the bins of the first filter, the segments' highest keys; without
+// filters sums of segments instead. The caller waits.
+SW_DEVICE void weigh(Scratch& scratch, const Part& part, const Exponentials& weights,
+                     uint64_t min_key, const Rule& rule, uint64_t* keys) {
   const Level level = weight_level();
-  for (int first = warp_index() * SEGMENT; first < vocab; first += warp_count() * SEGMENT) {
-    uint64_t sum = 0;
-    for (int id = first + lane_index() * 4; id < dev::minimum(first + SEGMENT, vocab);
+  uint64_t* const segments = keys ? scratch.best : scratch.sums;
+  const int end = part.end;
+  for (int first = part.begin + warp_index() * SEGMENT; first < end;
+       first += warp_count() * SEGMENT) {
+    uint64_t sum = 0;  // or the highest key
+    for (int id = first + lane_index() * 4; id < dev::minimum(first + SEGMENT, end);
          id += SEGMENT / 2) {
       uint64_t four[4];
       weights.four(id, four);
       if (keys) store_words(keys, id, four);
       SW_UNROLL
       for (int i = 0; i < 4; ++i) {
-        if (id + i >= vocab || four[i] < min_key) continue;
+        if (id + i >= end || four[i] < min_key) continue;
         const uint64_t measure = rule.measure(four[i]);
-        sum += measure;
+        sum = keys ? dev::maximum(sum, four[i]) : sum + measure;
         if (keys) count_key(scratch, level, four[i], measure);
       }
     }
-    if (keys) continue;
-    sum = sum_over_warp(sum);
-    if (lane_index() == 0) scratch.sums[first / SEGMENT] = sum;
+    if (keys) {
+      SW_UNROLL
+      for (int mask = 16; mask > 0; mask /= 2) sum = dev::maximum(sum, dev::shuffle_xor(sum, mask));
+    } else {
+      sum = sum_over_warp(sum);
+    }
+    if (lane_index() == 0) segments[first / SEGMENT] = sum;
   }
 }
 
@@ -90,7 +56,7 @@ SW_DEVICE void sum_segments(Scratch& scratch, int vocab, const StoredKeys& store
     SW_UNROLL
     for (int half = 0; half < 2; ++half) {
       const int id = first + half * (SEGMENT / 2) + lane_index() * 4;
-      if (id >= vocab) continue;
+      if (id >= vocab || scratch.best[first / SEGMENT] < kept.key) continue;
       uint64_t four[4];
       stored.four(id, four);
       SW_UNROLL
@@ -104,8 +70,11 @@ SW_DEVICE void sum_segments(Scratch& scratch, int vocab, const StoredKeys& store
   dev::barrier();
 }
 
-SW_DEVICE int32_t draw_token(Scratch& scratch, const SamplingArgs& args, int row,
-                             const Exponentials& weights, uint64_t* workspace) {
+// NOBODY where another part of the row draws.
+constexpr int32_t NOBODY = -1;
+SW_DEVICE int32_t draw_token(Scratch& scratch, const SamplingArgs& args, int row, const Part& part,
+                             const Records& records, const Exponentials& weights,
+                             uint64_t* workspace) {
   const int vocab = args.vocab;
   Rule rule = {false, static_cast<uint64_t>(args.top_k[row]), args.top_p[row]};
   // Of the two filters, top_k and top_p, those from `filter` to `last` are on.
@@ -115,7 +84,10 @@ SW_DEVICE int32_t draw_token(Scratch& scratch, const SamplingArgs& args, int row
   Edge kept = {dev::bit_cast<uint64_t>(static_cast<double>(args.min_p[row])), vocab};
   if (keys) clear_bins(scratch);
   rule.is_by_mass = filter == 1;
-  weigh(scratch, vocab, weights, kept.key, rule, keys);
+  weigh(scratch, part, weights, kept.key, rule, keys);
+  if (part.count > 1 &&
+      !share_weights(scratch, part, records, args.tickets + row, vocab, keys != nullptr))
+    return NOBODY;
   if (keys) {
     const StoredKeys stored = {keys};
     for (bool is_counted = true; filter <= last; ++filter, is_counted = false) {
@@ -135,11 +107,12 @@ SW_DEVICE int32_t draw_token(Scratch& scratch, const SamplingArgs& args, int row
   });
 }
 
-SW_DEVICE int32_t choose(Scratch& scratch, const SamplingArgs& args, int row, const Scan& scan,
-                         uint64_t* workspace, uint32_t* counts) {
+SW_DEVICE int32_t choose(Scratch& scratch, const SamplingArgs& args, int row, const Part& part,
+                         const Records& records, const Scan& scan, uint64_t* workspace,
+                         uint32_t* counts) {
   const RowView view(args, row);
   const double temperature = args.temperature[row];
-  const bool is_adjusted = view.history_length > 0 || view.biases > 0;
+  const bool is_adjusted = view.is_adjusted();
   if (!scan.is_finite || (temperature == 0.0 && !is_adjusted)) return scan.argmax;
   const float* logits = args.logits + size_t(row) * args.logits_stride;
   const Values values = {logits, is_adjusted ? workspace : nullptr};
@@ -154,7 +127,8 @@ SW_DEVICE int32_t choose(Scratch& scratch, const SamplingArgs& args, int row, co
     if (temperature == 0.0) return best.id;
     max = best.value;
   }
-  return draw_token(scratch, args, row, Exponentials(values, max, temperature), workspace);
+  return draw_token(scratch, args, row, part, records, Exponentials(values, max, temperature),
+                    workspace);
 }
 
 // log(sum of exp(logit - max)) of a row.
@@ -199,7 +173,7 @@ SW_DEVICE int gather_best(Scratch& scratch, int vocab, const LogitKeys& keys, co
   }
   dev::barrier();
   const Edge edge = scratch.edge;
-  return gather(scratch, vocab, keys, edge.key, ~uint64_t{0},
+  return gather(scratch, vocab, nullptr, keys, edge.key, ~uint64_t{0},
                 [&](int32_t i, uint64_t key_i) { return is_kept(edge, key_i, i) ? key_i : 0; });
 }
 
@@ -257,31 +231,56 @@ SW_DEVICE void write_logprobs(Scratch& scratch, const SamplingArgs& args, int ro
   }
 }
 
+// A row's blocks are neighbours in y. Where they share it, each knows the maximum by a scan of the
+// whole row, which takes less time than to meet for it.
 SW_KERNEL(THREADS, 1)
-void sample_rows(SamplingArgs args, uint32_t* counts) {
+void sample_rows(SamplingArgs args, uint32_t* counts, Records records) {
   SW_SHARED(Scratch, shared, 1);
   Scratch& scratch = shared[0];
   dev::wait_previous_launch();
-  const int row = static_cast<int>(dev::block_index().x);
-  const size_t stride = stride_of(args.vocab);
+  const int row = static_cast<int>(dev::block_index().x), vocab = args.vocab;
+  const int index = static_cast<int>(dev::block_index().y);
+  int parts = static_cast<int>(dev::grid_size().y);
+  records.bins += static_cast<size_t>(row) * parts * BINS;
+  records.segments += static_cast<size_t>(row) * segments_of(vocab);
+  const bool wants_logprobs = args.logprobs[row] || args.top_logprobs[row] > 0;
+  const bool is_greedy = args.temperature[row] == 0.0f;
+  // One block's: x that is changed first, and log probabilities without a draw.
+  if (RowView(args, row).is_adjusted() || (is_greedy && wants_logprobs)) parts = 1;
+  if (index >= parts) return;
+  const Part part = part_of(vocab, index, parts);
+  const size_t stride = stride_of(vocab);
   uint64_t* workspace = reinterpret_cast<uint64_t*>(args.workspace) + row * stride;
-  const Scan scan = scan_row(scratch, args.vocab, args.logits + size_t(row) * args.logits_stride);
-  const int32_t token = choose(scratch, args, row, scan, workspace, counts + row * stride);
+  Scan scan = scan_row(scratch, is_greedy ? part.begin : 0, is_greedy ? part.end : vocab,
+                       args.logits + size_t(row) * args.logits_stride);
+  if (parts > 1) {
+    if (is_greedy && !share_scan(scratch, part, records, args.tickets + row, scan)) return;
+    if (!scan.is_finite && !is_greedy && index > 0) return;
+  }
+  const int32_t token =
+      choose(scratch, args, row, part, records, scan, workspace, counts + row * stride);
+  if (token == NOBODY) return;
   if (dev::thread_index() == 0) {
     args.token_ids[row] = token;
     args.finite[row] = scan.is_finite;
   }
-  if (args.logprobs[row] || args.top_logprobs[row] > 0)
-    write_logprobs(scratch, args, row, scan, token);
+  if (wants_logprobs) write_logprobs(scratch, args, row, scan, token);
+}
+
+int chosen_parts(int vocab, int rows) {
+  const int room = MAX_SAMPLING_BLOCKS / rows, most = vocab / PART_IDS;
+  return room < 1 || most < 1 ? 1 : room < most ? room : most;
 }
 
 }  // namespace
 
 size_t sampling_workspace(int vocab, int rows) {
-  return stride_of(vocab) * rows * (sizeof(uint64_t) + sizeof(uint32_t));
+  const size_t words = stride_of(vocab) * (sizeof(uint64_t) + sizeof(uint32_t));
+  return rows * (words + segments_of(vocab) * sizeof(uint64_t)) +
+         size_t{MAX_SAMPLING_BLOCKS} * BINS * sizeof(uint64_t);
 }
 
-int sample(const SamplingArgs& args, int rows, Stream stream, Start start) {
+int sample(const SamplingArgs& args, int rows, Stream stream, Start start, SamplingGrid grid) {
   constexpr int INVALID_VALUE = 1;  // cudaErrorInvalidValue
   if (rows == 0) return 0;
   const bool is_aligned = reinterpret_cast<uintptr_t>(args.logits) % 16 == 0 &&
@@ -290,10 +289,20 @@ int sample(const SamplingArgs& args, int rows, Stream stream, Start start) {
       args.logits_stride < args.vocab || args.top_width < 0 || args.top_width > MAX_TOP_LOGPROBS ||
       !is_aligned)
     return INVALID_VALUE;
-  uint32_t* counts =
-      reinterpret_cast<uint32_t*>(args.workspace + stride_of(args.vocab) * rows * sizeof(uint64_t));
-  const unsigned threads = args.vocab <= SMALL_VOCAB ? SMALL_THREADS : THREADS;
-  return SW_LAUNCH_AT(start, sample_rows, rows, threads, 0, stream, args, counts);
+  if (grid.parts == 0) grid.parts = args.tickets ? chosen_parts(args.vocab, rows) : 1;
+  if (grid.threads == 0) grid.threads = args.vocab <= SMALL_VOCAB ? SMALL_THREADS : THREADS;
+  const bool is_cut = grid.parts > 1;
+  if (grid.parts < 1 || grid.threads < 32 || grid.threads > THREADS || grid.threads % 32 ||
+      (is_cut && (!args.tickets || grid.parts > MAX_SAMPLING_BLOCKS / rows)))
+    return INVALID_VALUE;
+  const size_t words = stride_of(args.vocab) * rows;
+  uint64_t* const keys = reinterpret_cast<uint64_t*>(args.workspace);
+  uint32_t* const counts = reinterpret_cast<uint32_t*>(keys + words);
+  uint64_t* const behind = reinterpret_cast<uint64_t*>(counts + words);
+  const Records records = {behind, behind + size_t(rows) * grid.parts * BINS};
+  const dev::Index3 blocks(static_cast<unsigned>(rows), static_cast<unsigned>(grid.parts));
+  return SW_LAUNCH_AT(start, sample_rows, blocks, static_cast<unsigned>(grid.threads), 0, stream,
+                      args, counts, records);
 }
 
 }  // namespace servewright::cuda

@@ -1,4 +1,5 @@
-// Sampling: one token a row of logits, one block a row, one launch.
+// Sampling: one token a row of logits, one launch, a row by one block or several
+// (sampling_parts.cuh).
 //
 //   x_i  = logit_i + biases of i, then for i in the history: x > 0 ? x / repetition
 //          : x * repetition, and for i in its output part: x - (frequency * times + presence)
@@ -10,19 +11,22 @@
 //
 // x and w are doubles with the CPU's arithmetic, operation by operation (csrc/cpu/simd.h); masses
 // and what follows are integers (common/draws.h). So a row's token is a function of its logits and
-// parameters: not of the block's size, of other rows, or of the order of threads.
+// parameters: not of the block's size, of how many share it, of other rows, or of the order of
+// threads.
 // A row with NaN or infinity has no distribution: the lowest id among the highest numbers, and
 // `finite` says 0.
 //
 // Layout: logits [rows, logits_stride] float32, 16-byte aligned, stride a multiple of 4, readable
 // up to the stride. Workspace, in rows of ceil128(vocab): 64-bit words, the x of adjusted rows and
-// then the bits of w; 32-bit counts of the history.
+// then the bits of w; 32-bit counts of the history. Behind all rows what parts leave: bins, a
+// block's after the other; the segments' sums or highest keys, a row's after the other.
 //
 // Passes over a row of V logits (4 V bytes each unless said):
-//   greedy                      1
+//   greedy                      1. By several blocks, each its part; of a draw each block scans all
 //   draw, top_k 0 and top_p 1   2, and the 256 ids around the token again
 //   with top_k or top_p         2, 8 V written, then 8 V read for: edge, draw; once more for the
-//                               masses when both filters are on
+//                               masses when both filters are on; segments of 256 ids whose
+//                               highest key is too low are left out
 //   bias or penalties           12 V written (8 V without a history), x then read as 8 V
 //   logprobs                    1 (sum), 3 with top n (bins, edge, list)
 // Only logits come from HBM; the rest is in L2 (1 MB a row of 128 k).
@@ -225,6 +229,7 @@ struct RowView {
         history_length(args.history_starts[row + 1] - args.history_starts[row]),
         prompt_length(args.history_prompts[row]),
         biases(args.bias_starts[row + 1] - args.bias_starts[row]) {}
+  SW_DEVICE bool is_adjusted() const { return history_length > 0 || biases > 0; }
 };
 
 // x = logit, and no token counted yet.

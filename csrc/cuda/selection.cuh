@@ -39,6 +39,7 @@ struct Found {
 // Shared memory of a block.
 struct Scratch {
   uint64_t sums[MAX_SEGMENTS];
+  uint64_t best[MAX_SEGMENTS];  // the highest stored key of each segment
   uint64_t keys[GATHERED];
   uint64_t parts[MAX_WARPS];
   double maxima[MAX_WARPS];
@@ -63,11 +64,14 @@ SW_DEVICE T sum_over_warp(T x) {
   return x;
 }
 
-// Calls visit(id, keys of id .. id + 3) for every fourth id of this thread's. `reader.four` reads
+// Calls visit(id, keys of id .. id + 3) for every fourth id of this thread's, but leaves out
+// segments in which no key reaches `low` (`best`, null where it is not known). `reader.four` reads
 // whole vectors, so memory behind the vocabulary must be readable up to a multiple of 4.
 template <class Reader, class Visit>
-SW_DEVICE void visit_all(int vocab, const Reader& reader, const Visit& visit) {
+SW_DEVICE void visit_from(uint64_t low, const uint64_t* best, int vocab, const Reader& reader,
+                          const Visit& visit) {
   for (int first = warp_index() * SEGMENT; first < vocab; first += warp_count() * SEGMENT) {
+    if (best && best[first / SEGMENT] < low) continue;
     SW_UNROLL
     for (int half = 0; half < 2; ++half) {
       const int id = first + half * (SEGMENT / 2) + lane_index() * 4;
@@ -167,6 +171,10 @@ SW_DEVICE void add_to_bin(Scratch& scratch, int bin, uint64_t value) {
   if (high) dev::atomic_add_relaxed(&scratch.high[bin], high);
 }
 
+SW_DEVICE uint64_t bin_of(const Scratch& scratch, int bin) {
+  return scratch.low[bin] | uint64_t{scratch.high[bin]} << 32;
+}
+
 // Keys of a level: bin 0 begins at `top`, downwards, and a bin is 2^shift keys wide.
 struct Level {
   uint64_t top;
@@ -197,11 +205,11 @@ SW_DEVICE void count_key(Scratch& scratch, const Level& level, uint64_t key, uin
 // Puts tokens with low <= reader's key <= high, and key_of(id, key) > 0, into scratch.keys (that
 // number) and .ids, in no order, and returns how many they are; beyond GATHERED it only counts.
 template <class Reader, class Key>
-SW_DEVICE int gather(Scratch& scratch, int vocab, const Reader& reader, uint64_t low, uint64_t high,
-                     const Key& key_of) {
+SW_DEVICE int gather(Scratch& scratch, int vocab, const uint64_t* best, const Reader& reader,
+                     uint64_t low, uint64_t high, const Key& key_of) {
   if (dev::thread_index() == 0) scratch.gathered = 0;
   dev::barrier();
-  visit_all(vocab, reader, [&](int id, const uint64_t (&keys)[4]) {
+  visit_from(low, best, vocab, reader, [&](int id, const uint64_t (&keys)[4]) {
     SW_UNROLL
     for (int i = 0; i < 4; ++i) {
       if (keys[i] - low > high - low || id + i >= vocab) continue;  // nearly all of them
@@ -223,7 +231,8 @@ SW_DEVICE bool is_better(const Scratch& scratch, int a, int b) {
 }
 
 // The edge with which the measures of the tokens within `kept`, best first, reach what the rule
-// wants; `kept` itself where they never do. `is_counted`: the bins hold the first level already.
+// wants; `kept` itself where they never do. `is_counted`: the bins hold the first level already;
+// scratch.best is known.
 template <class Reader>
 SW_DEVICE Edge select(Scratch& scratch, int vocab, const Reader& reader, const Edge& kept,
                       Level level, const Rule& rule, bool is_counted) {
@@ -234,12 +243,12 @@ SW_DEVICE Edge select(Scratch& scratch, int vocab, const Reader& reader, const E
     return key == tied ? MAX_DRAW_VOCAB - id : 0;
   };
   const auto measure_of = [&](uint64_t key) { return rule.measure(tied ? tied : key); };
-  const auto bin = [&](int i) { return scratch.low[i] | uint64_t{scratch.high[i]} << 32; };
-  uint64_t wanted = 0, before = 0;
+  const auto bin = [&](int i) { return bin_of(scratch, i); };
+  uint64_t wanted = 0, before = 0, low = kept.key;  // below `low` nobody counts
   for (;;) {
     if (!is_counted) {
       clear_bins(scratch);
-      visit_all(vocab, reader, [&](int id, const uint64_t (&keys)[4]) {
+      visit_from(low, scratch.best, vocab, reader, [&](int id, const uint64_t (&keys)[4]) {
         SW_UNROLL
         for (int i = 0; i < 4; ++i) {
           const uint64_t key = id + i < vocab ? key_of(id + i, keys[i]) : 0;
@@ -263,7 +272,8 @@ SW_DEVICE Edge select(Scratch& scratch, int vocab, const Reader& reader, const E
     level.top -= static_cast<uint64_t>(scratch.found.index) << level.shift;
     const uint64_t width = (uint64_t{1} << level.shift) - 1;
     const uint64_t lowest = level.top > width ? level.top - width : 1;
-    const int count = gather(scratch, vocab, reader, tied ? tied : lowest, tied ? tied : level.top,
+    low = tied ? tied : lowest;
+    const int count = gather(scratch, vocab, scratch.best, reader, low, tied ? tied : level.top,
                              [&](int32_t id, uint64_t own) -> uint64_t {
                                const uint64_t key = key_of(id, own);
                                return key >= lowest && key <= level.top ? key : 0;
@@ -283,7 +293,7 @@ SW_DEVICE Edge select(Scratch& scratch, int vocab, const Reader& reader, const E
     if (level.shift > 0) {
       level.shift = dev::maximum(level.shift - BIN_BITS, 0);
     } else {
-      tied = level.top;
+      tied = low = level.top;
       level = {MAX_DRAW_VOCAB, ID_SHIFT};
     }
   }

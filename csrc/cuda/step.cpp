@@ -115,7 +115,7 @@ int plan_step(const LlamaModel& m, int tokens, int max_length, int pages,
   const size_t rows = static_cast<size_t>(tokens);
   Layout layout;
   // First, and of one size in all plans: what one plan left at 0 another finds there.
-  plan->tickets_bytes = sizeof(unsigned) * MAX_DECODE_TOKENS * m.kv_heads;
+  plan->tickets_bytes = sizeof(unsigned) * MAX_DECODE_TOKENS * (m.kv_heads + 1);
   layout.take(plan->tickets_bytes);
   plan->x = layout.take(rows * m.hidden * sizeof(float));
   plan->scaled = layout.take(rows * m.hidden * sizeof(bfloat16));
@@ -194,6 +194,7 @@ int decode_step(const LlamaModel& m, const StepPlan& plan, const StepBatch& batc
   draw.logits_stride = plan.logits_stride;
   draw.vocab = m.vocab;
   draw.workspace = workspace + plan.sampling;
+  draw.tickets = attend.tickets + MAX_DECODE_TOKENS * m.kv_heads;
   return sample(draw, tokens, stream, plan.start);
 }
 

@@ -62,14 +62,17 @@ void exponentials(double* x, int n, double max, double temperature) {
 
 }  // namespace
 
-// `launches` times with one workspace, which is never cleared.
+// `launches` times with one workspace, which is never cleared; `parts` and `threads` 0: chosen.
 SW_OP(sample) {
   cuda::SamplingArgs args = arguments(request);
   const int rows = static_cast<int>(request.shape("logits")[0]);
   const size_t bytes = cuda::sampling_workspace(args.vocab, rows);
   args.workspace = request.workspace<uint8_t>("workspace", static_cast<int64_t>(bytes));
+  args.tickets = request.inout<uint32_t>("tickets");
+  const cuda::SamplingGrid grid = {static_cast<int>(request.integer("parts")),
+                                   static_cast<int>(request.integer("threads"))};
   for (int64_t i = 0; i < request.integer("launches"); ++i)
-    request.check(cuda::sample(args, rows, nullptr));
+    request.check(cuda::sample(args, rows, nullptr, Start::BEHIND, grid));
 }
 
 // csrc/model/sampling.cpp itself, as model/runner.cpp calls it.

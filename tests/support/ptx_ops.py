@@ -221,8 +221,8 @@ _COLUMNS = (
 )
 
 
-def sample(rows: Rows, **options: Any) -> Ran:
-    """One draw a row."""
+def sample(rows: Rows, parts: int = 1, **options: Any) -> Ran:
+    """One draw a row, by so many blocks each."""
     memory = Memory()
     at = {"logits": memory.place("logits", rows.logits)}
     for name in _COLUMNS:
@@ -230,7 +230,11 @@ def sample(rows: Rows, **options: Any) -> Ran:
         at[name] = memory.place(name, values if values.size else np.zeros(1, values.dtype))
     stride = rows.logits.shape[1]
     words = -(-rows.vocab // 128) * 128  # of a row in the workspace
-    workspace = memory.place_poisoned("workspace", (rows.count * words * 12,), np.uint8)
+    # Behind what rows have: the bins of each part, and a word a segment.
+    bins = rows.count * words * 12
+    segments = bins + rows.count * parts * 2048 * 8
+    size = segments + rows.count * -(-rows.vocab // 256) * 8
+    workspace = memory.place_poisoned("workspace", (size,), np.uint8)
     results = [
         memory.place_poisoned("token_ids", (rows.count,), np.int32),
         memory.place_poisoned("finite", (rows.count,), np.int32),
@@ -238,16 +242,18 @@ def sample(rows: Rows, **options: Any) -> Ran:
         memory.place_poisoned("top_ids", (rows.count, MAX_TOP_LOGPROBS), np.int32),
         memory.place_poisoned("top_values", (rows.count, MAX_TOP_LOGPROBS), np.float32),
     ]
+    tickets = memory.place("tickets", np.zeros(rows.count, np.uint32))
     parameters = struct.pack(
-        "<Q2i17Qi4x6QQ",
+        "<Q2i17Qi4x7Q3Q",
         *(at["logits"], stride, rows.vocab),
         *(at[name] for name in _COLUMNS),
-        *(MAX_TOP_LOGPROBS, workspace, *results),
+        *(MAX_TOP_LOGPROBS, workspace, *results, tickets),
         workspace + rows.count * words * 8,  # the counts
+        *(workspace + bins, workspace + segments),
     )
     kernel = kernels("sampling.cu")["sample_rows"]
     threads = 128 if rows.vocab <= 4096 else kernel.threads
-    return Ran(
-        memory,
-        launch(kernel, memory, (rows.count, 1, 1), (threads, 1, 1), parameters, **options),
-    )
+    grid, block = (rows.count, parts, 1), (threads, 1, 1)
+    ran = Ran(memory, launch(kernel, memory, grid, block, parameters, **options))
+    assert not ran.read("tickets").any()
+    return ran

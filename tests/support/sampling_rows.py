@@ -69,11 +69,15 @@ class Rows:
         assert not columns, f"no such parameter: {list(columns)}"
 
     def run(self, emulated: Emulated = PLAIN, op: str = "sample", **how: Any) -> Sampled:
+        """`parts` and `threads` of the launch are chosen where they are not given."""
         arrays = {"logits": self.logits, **self.columns}
-        scalars = {"vocab": self.vocab, "top_width": MAX_TOP_LOGPROBS, "launches": 1}
-        if "launches" in how:
-            scalars["launches"] = how.pop("launches")
+        scalars = {"vocab": self.vocab, "top_width": MAX_TOP_LOGPROBS}
+        for name, otherwise in (("launches", 1), ("parts", 0), ("threads", 0)):
+            scalars[name] = how.pop(name, otherwise)
+        if op == "sample":
+            arrays["tickets"] = np.zeros(max(self.count, 1), np.uint32)
         out = emulated.run(op, arrays, scalars, **how)
+        assert op != "sample" or not out["tickets"].any()
         names = ("token_ids", "finite", "token_logprobs", "top_ids", "top_values")
         return Sampled(*(out[name] for name in names))
 

@@ -196,6 +196,21 @@ def test_tokens_are_the_reference_s() -> None:
     np.testing.assert_array_equal(ran.read("token_ids")[is_finite], rows.by_reference()[is_finite])
 
 
+@pytest.mark.parametrize(
+    "columns", [{"temperature": 0}, {}, {"top_p": 0.9}, {"top_k": 40, "top_p": 0.9}]
+)
+def test_a_row_by_several_blocks_reads_its_logits_once_from_memory(columns: dict[str, Any]) -> None:
+    logits = np.random.default_rng(3).normal(0, 3, (2, 4099)).astype(np.float32)
+    rows = Rows(logits, **columns)
+    ran = sample(rows, parts=3)
+    assert ran.result.races == []
+    np.testing.assert_array_equal(ran.read("token_ids"), rows.by_reference())
+    assert ran.memory.arrays["logits"].fetched <= 1.02 * logits.nbytes
+    # A greedy row is scanned in parts, of a draw's each block knows the maximum by itself.
+    assert ran.loaded("logits") <= (1.1 if columns.get("temperature") == 0 else 4.2) * logits.nbytes
+    assert ran.excess("logits") <= 1.1
+
+
 def test_rows_read_their_logits_as_often_as_their_parameters_ask() -> None:
     logits = np.random.default_rng(3).normal(0, 3, (2, 4096)).astype(np.float32)
     asked: list[tuple[float, dict[str, Any]]] = [

@@ -59,6 +59,29 @@ def test_longer_rows_are_drawn_by_512_threads(vocab: int) -> None:
     check(random_rows(vocab, 16, vocab), order="random")
 
 
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("vocab", "parts"), [(1, 3), (257, 2), (1003, 4), (3001, 3)])
+def test_rows_by_several_blocks_give_the_same_tokens(vocab: int, parts: int, order: Order) -> None:
+    """Some parts have no ids where there are more parts than segments."""
+    rows = random_rows(vocab + parts, 33, vocab)
+    cut = check(rows, parts=parts, threads=64, order=order, seed=parts, launches=2)
+    whole = rows.run(parts=1)
+    np.testing.assert_array_equal(cut.token_ids, whole.token_ids)
+    np.testing.assert_array_equal(cut.logprobs, whole.logprobs)
+    np.testing.assert_array_equal(cut.top_values, whole.top_values)
+
+
+def test_a_part_without_a_finite_logit_is_told_by_all() -> None:
+    logits = normal(6, 1100)
+    logits[0, 1090] = logits[1, 3] = np.nan
+    logits[2, 700:] = logits[3, :1000] = -np.inf
+    logits[4] = np.nan
+    logits[5, 600] = np.inf
+    for temperature in (0, 1):
+        got = check(Rows(logits, temperature=temperature), parts=4, threads=32)
+        assert not got.finite.any()
+
+
 def test_a_vocabulary_of_49152() -> None:
     rows = Rows(
         normal(5, 49152),
@@ -243,11 +266,25 @@ def test_the_launcher_refuses_what_the_kernel_cannot_read() -> None:
     for rows in (narrow, odd):
         with pytest.raises(Fault, match="1"):
             rows.run()
+    wide = Rows(normal(2, 8))
+    for grid in ({"parts": 67}, {"parts": -1}, {"threads": 48}, {"threads": 544}):
+        with pytest.raises(Fault, match="1"):
+            wide.run(**grid)
+
+
+# Rows that several blocks share.
+PARTED: list[dict[str, Any]] = [
+    {"temperature": 0},
+    {},
+    {"top_p": 0.9, "logprobs": 1, "top_logprobs": 5},
+    {"top_k": 30, "top_p": 0.5},
+]
 
 
 def test_the_address_sanitizer_has_nothing_to_say() -> None:
     check(random_rows(1, 30, 1003), Emulated("asan"), launches=2)
     check(random_rows(2, 20, 29), Emulated("asan"), order="down")
+    check(random_rows(3, 20, 1003), Emulated("asan"), parts=3, threads=64)
 
 
 @pytest.mark.parametrize("order", ["up", "random"])
@@ -267,5 +304,8 @@ def test_the_thread_sanitizer_finds_no_race(order: Order) -> None:
         top_logprobs=20,
     )
     check(rows, Emulated("tsan"), order=order, launches=2)
+    for columns in PARTED:
+        cut = Rows(normal(1, 1003), 2, **columns)
+        check(cut, Emulated("tsan"), order=order, launches=2, parts=3, threads=64)
     check(crowded_rows(1, SMALL_VOCAB), Emulated("tsan"), order=order)
     check(Rows(normal(1, 1003)), Emulated("tsan"), order=order)
