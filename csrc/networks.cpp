@@ -21,15 +21,21 @@ Activation activation(const py::handle& wanted, size_t layer) {
                               "; choose none, relu, gelu, gelu_tanh, tanh, sigmoid or softmax");
 }
 
-// Float32 or float16, which pybind11 has no type for: its bits are read as uint16.
-py::array weights_array(const py::object& given, const std::string& name, bool* is_half) {
-  *is_half = false;
+// Float32, float16, which pybind11 has no type for, or the bits of bfloat16, which numpy has none
+// for, as uint16.
+py::array weights_array(const py::object& given, const std::string& name, TensorType* type) {
+  *type = F32;
+  if (py::isinstance<py::array_t<uint16_t>>(given)) {
+    *type = BF16;
+    return typed_array<uint16_t>(given, name.c_str(), 2);
+  }
   if (py::isinstance<py::array>(given)) {
     const auto array = py::reinterpret_borrow<py::array>(given);
-    *is_half = array.dtype().char_() == 'e';
-    if (*is_half && array.ndim() == 2 && (array.flags() & py::array::c_style))
+    const bool is_half = array.dtype().char_() == 'e';
+    if (is_half) *type = F16;
+    if (is_half && array.ndim() == 2 && (array.flags() & py::array::c_style))
       return typed_array<uint16_t>(array.attr("view")("uint16"), name.c_str(), 2);
-    if (*is_half)
+    if (is_half)
       throw std::invalid_argument(name + " must be C-contiguous with 2 dimensions, got float16 " +
                                   shape_text(array));
   }
@@ -50,8 +56,8 @@ std::vector<DenseLayer> read_layers(const py::sequence& weights, const py::seque
   std::vector<DenseLayer> layers;
   for (size_t i = 0; i < count; ++i) {
     const std::string name = "weights[" + std::to_string(i) + "]";
-    bool is_half = false;
-    const py::array w = weights_array(weights[i], name, &is_half);
+    TensorType type = F32;
+    const py::array w = weights_array(weights[i], name, &type);
     for (const py::ssize_t width : {w.shape(0), w.shape(1)})
       if (width < 1 || width > MAX_DENSE_WIDTH)
         throw std::invalid_argument(name + " must be [outputs, inputs], each 1 to " +
@@ -61,7 +67,7 @@ std::vector<DenseLayer> read_layers(const py::sequence& weights, const py::seque
       throw std::invalid_argument(name + " must have " + std::to_string(layers.back().rows) +
                                   " columns, what the layer before it gives, got " + shape_text(w));
     DenseLayer layer{w.data(),
-                     is_half ? F16 : F32,
+                     type,
                      static_cast<size_t>(cols),
                      nullptr,
                      rows,

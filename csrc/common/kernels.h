@@ -137,17 +137,26 @@ struct ScanResult {
 
 // A layer of a dense network: y[token, row] = activation(sum_k w[row, k] x[token, k] + bias[row]).
 struct DenseArgs {
-  const void* weights;  // [rows, cols], F32 or F16, rows `weights_stride` numbers apart
+  const void* weights;  // [rows, cols], F32, F16 or BF16, rows `weights_stride` numbers apart
   size_t weights_stride;
   TensorType type;
   const float* bias;  // [rows], or null
   int rows, cols;
   Activation activation;  // SOFTMAX is left to `softmax`
-  const float* x;         // [tokens, cols]
+  const float* x;         // [tokens, cols]; for BF16 unzipped
   size_t x_stride;
   float* y;  // [tokens, rows]
   size_t y_stride;
   int tokens;
+};
+// Inputs for weights of bfloat16: of each 2 `lanes` columns the even ones, then the odd ones, with
+// zeros beyond the last.
+struct UnzipArgs {
+  const float* x;  // [tokens, cols]
+  size_t x_stride;
+  int cols;
+  float* out;  // [tokens, cols up to a multiple of 2 MAX_LANES]
+  size_t out_stride;
 };
 constexpr int DENSE_ROWS = 32;    // of a unit of work
 constexpr int DENSE_TOKENS = 64;  // that a unit of work takes at most
@@ -174,6 +183,8 @@ struct Kernels {
   void (*exponentials)(double* x, int n, double max, double temperature);
   // [begin, end) of units of DENSE_ROWS rows, all tokens
   void (*dense)(const DenseArgs&, int begin, int end);
+  // [begin, end) of tokens
+  void (*unzip)(const UnzipArgs&, int begin, int end);
   // y in place; [begin, end) of tokens
   void (*softmax)(const DenseArgs&, int begin, int end);
 };

@@ -1,13 +1,13 @@
-// Layers of dense networks in float32, W in float32 or float16: y = activation(W x + bias).
+// Layers of dense networks in float32, W in float32, float16 or bfloat16:
+// y = activation(W x + bias).
 //
-//   Order   lane i sums the columns i, i + LANES, ... in ascending order, one chain of fused
-//           multiply-adds; then lanes by halves (sum of simd.h), then the bias. Rows and tokens
-//           that share a tile do not enter, so a token has the same bits in any batch.
-//   Error   of a product: (cols / LANES + log2(LANES) + 2) 2^-24 sum|terms|; the base variant,
-//   whose
-//           fma rounds twice, doubles the first term.
-//           Weights of float16 are taken as they are.
-//   Bytes   W once for each 64 tokens, from L2 or memory; rows of a tile stay in L1 for all tokens.
+//   Order   float32, float16: lane i sums the columns i, i + LANES, ... in ascending order, one
+//           chain of fused multiply-adds. bfloat16: the columns 2 i, 2 i + 1, 2 i + 2 LANES, ...
+//           Then lanes by halves (sum of simd.h), then the bias. Rows and tokens that share a tile
+//           do not enter, so a token has the same bits in any batch.
+//   Error   of a product: (n + log2(LANES) + 2) 2^-24 sum|terms|, n the columns of a lane; the base
+//           variant, whose fma rounds twice, doubles n. Weights are taken as they are.
+//   Bytes   W once for each 64 tokens from memory, for each tile of tokens from L2.
 //
 // Activations, u = 2^-24, beside the error of their argument:
 //   relu              exact
@@ -26,33 +26,92 @@ using servewright::Activation;
 using servewright::DENSE_ROWS;
 using servewright::DENSE_TOKENS;
 using servewright::DenseArgs;
+using servewright::UnzipArgs;
 
-// Tokens of a tile, which has 4 rows; rows of a tile of one token, chains that hide an fma's
-// latency.
+// Of a tile: rows, and tokens (with weights of bfloat16). Rows of a tile of one token, chains that
+// hide an fma's latency.
+constexpr int DENSE_TILE_ROWS = 4;
 #if SW_LANES == 16
-constexpr int DENSE_TILE = 4;  // 16 sums, 4 inputs and a weight of 32 registers
+constexpr int DENSE_TILE = 4;  // 16 sums, 4 inputs (8) and a weight (3) of 32 registers
+constexpr int DENSE_PAIRS_TILE = 4;
 constexpr int DENSE_CHAINS = 8;
 #elif defined(SW_AVX2)
-constexpr int DENSE_TILE = 3;  // 12 sums, 3 inputs and a weight of 16
+constexpr int DENSE_TILE = 3;        // 12 sums, 3 inputs and a weight of 16
+constexpr int DENSE_PAIRS_TILE = 2;  // 8, 4 and 3
 constexpr int DENSE_CHAINS = 8;
 #else
 constexpr int DENSE_TILE = 1;  // 8 of 16 registers, in pairs
+constexpr int DENSE_PAIRS_TILE = 1;
 constexpr int DENSE_CHAINS = 4;
 #endif
 
-SW_INLINE F load_weights(const float* p) { return load<F>(p); }
-SW_INLINE F load_weights(const uint16_t* p) { return load_half(p); }
-SW_INLINE F load_weights(const float* p, int n) { return load_first(p, n); }
-SW_INLINE F load_weights(const uint16_t* p, int n) {
-  uint16_t lanes[LANES] = {};
-  for (int i = 0; i < n; ++i) lanes[i] = p[i];
-  return load_half(lanes);
+// What a type of weights reads in a step of COLUMNS columns, or of the last `count` where it is not
+// WHOLE: PARTS vectors of weights, and the inputs that meet them. What is beyond `count` is 0, and
+// no byte of it is touched.
+struct Singles {
+  static constexpr int COLUMNS = LANES, PARTS = 1, TILE = DENSE_TILE;
+  template <bool WHOLE>
+  SW_INLINE void inputs(const float* p, int count, F (&in)[PARTS]) {
+    in[0] = once(WHOLE ? load<F>(p) : load_first(p, count));
+  }
+};
+
+struct Float32 : Singles {
+  using Weight = float;
+  template <bool WHOLE>
+  SW_INLINE void weights(const float* p, int count, F (&w)[PARTS]) {
+    w[0] = WHOLE ? load<F>(p) : load_first(p, count);
+  }
+};
+
+struct Float16 : Singles {
+  using Weight = uint16_t;
+  template <bool WHOLE>
+  SW_INLINE void weights(const uint16_t* p, int count, F (&w)[PARTS]) {
+    w[0] = WHOLE ? load_half(p) : load_first_half(p, count);
+  }
+};
+
+// A lane of 32 bits holds two columns; each is a float32 whose lower half is 0. Inputs are
+// unzipped.
+struct BFloat16 {
+  using Weight = uint16_t;
+  static constexpr int COLUMNS = 2 * LANES, PARTS = 2, TILE = DENSE_PAIRS_TILE;
+  template <bool WHOLE>
+  SW_INLINE void inputs(const float* p, int, F (&in)[PARTS]) {
+    in[0] = once(load<F>(p));
+    in[1] = once(load<F>(p + LANES));
+  }
+  template <bool WHOLE>
+  SW_INLINE void weights(const uint16_t* p, int count, F (&w)[PARTS]) {
+    const U pairs = once(WHOLE ? load<U>(p) : load_first_pairs(p, count));
+    w[0] = (F)(pairs << 16);
+    w[1] = (F)(pairs & 0xffff0000u);
+  }
+};
+
+template <class W, bool WHOLE, int R, int M>
+SW_INLINE void dense_step(const DenseArgs& a, const typename W::Weight* w, const float* x,
+                          int count, F (&sums)[M][R]) {
+  F in[M][W::PARTS];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) W::template inputs<WHOLE>(x + m * a.x_stride, count, in[m]);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    F weights[W::PARTS];
+    W::template weights<WHOLE>(w + r * a.weights_stride, WHOLE ? count : anew(count), weights);
+#pragma GCC unroll 8
+    for (int part = 0; part < W::PARTS; ++part)
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) sums[m][r] = fma(weights[part], in[m][part], sums[m][r]);
+  }
 }
 
-// The sums of R rows and M tokens, into y. T: float, or uint16_t for float16.
-template <class T, int R, int M>
-SW_INLINE void dense_tile(const DenseArgs& a, int row, int token) {
-  const T* w = (const T*)a.weights + (size_t)row * a.weights_stride;
+// The sums of R rows and M tokens, into y. Not inlined: a caller's registers would be spilled
+// inside the loop.
+template <class W, int R, int M>
+__attribute__((noinline)) void dense_tile(const DenseArgs& a, int row, int token) {
+  const auto* w = (const typename W::Weight*)a.weights + (size_t)row * a.weights_stride;
   const float* x = a.x + (size_t)token * a.x_stride;
   F sums[M][R];
 #pragma GCC unroll 8
@@ -60,51 +119,41 @@ SW_INLINE void dense_tile(const DenseArgs& a, int row, int token) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) sums[m][r] = F{};
   int k = 0;
-  for (; k + LANES <= a.cols; k += LANES) {
-    F in[M];
+  for (; k + W::COLUMNS <= a.cols; k += W::COLUMNS)
+    dense_step<W, true>(a, w + k, x + k, W::COLUMNS, sums);
+  if (k < a.cols) dense_step<W, false>(a, w + k, x + k, a.cols - k, sums);
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) in[m] = load<F>(x + m * a.x_stride + k);
+  for (int m = 0; m < M; ++m) {
+    float* y = a.y + (size_t)(token + m) * a.y_stride + row;
+    int r = 0;
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const F weight = load_weights(w + r * a.weights_stride + k);
+    for (; r + 4 <= R; r += 4)
+      store(y + r, sums_of_four(sums[m][r], sums[m][r + 1], sums[m][r + 2], sums[m][r + 3]));
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) sums[m][r] = fma(weight, in[m], sums[m][r]);
-    }
+    for (; r < R; ++r) y[r] = sum(sums[m][r]);
   }
-  if (k < a.cols) {
-    const int rest = a.cols - k;
-    F in[M];
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) in[m] = load_first(x + m * a.x_stride + k, rest);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const F weight = load_weights(w + r * a.weights_stride + k, rest);
-#pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) sums[m][r] = fma(weight, in[m], sums[m][r]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) a.y[(size_t)(token + m) * a.y_stride + row + r] = sum(sums[m][r]);
 }
 
-// R rows, all tokens.
-template <class T, int R>
-void dense_rows(const DenseArgs& a, int row) {
-  int token = 0;
-  for (; token + DENSE_TILE <= a.tokens; token += DENSE_TILE)
-    dense_tile<T, R, DENSE_TILE>(a, row, token);
-  for (; token < a.tokens; ++token) dense_tile<T, R, 1>(a, row, token);
+// R rows of the tokens [token, last), M of them at a time as long as there are so many.
+template <class W, int R, int M>
+void dense_tokens(const DenseArgs& a, int row, int token, int last) {
+  for (; token + M <= last; token += M) dense_tile<W, R, M>(a, row, token);
+  if constexpr (M > 1) dense_tokens<W, R, M - 1>(a, row, token, last);
 }
 
-template <class T>
-void dense_rows(const DenseArgs& a, int row, int last) {
-  if (a.tokens == 1)
-    for (; row + DENSE_CHAINS <= last; row += DENSE_CHAINS)
-      dense_tile<T, DENSE_CHAINS, 1>(a, row, 0);
-  for (; row + 4 <= last; row += 4) dense_rows<T, 4>(a, row);
-  for (; row < last; ++row) dense_rows<T, 1>(a, row);
+// A tile's tokens stay in L1 while all rows pass by.
+template <class W>
+void dense_rows(const DenseArgs& a, int first, int last) {
+  for (int token = 0; token < a.tokens; token += W::TILE) {
+    const int end = token + W::TILE < a.tokens ? token + W::TILE : a.tokens;
+    int row = first;
+    if (end - token == 1)
+      for (; row + DENSE_CHAINS <= last; row += DENSE_CHAINS)
+        dense_tile<W, DENSE_CHAINS, 1>(a, row, token);
+    for (; row + DENSE_TILE_ROWS <= last; row += DENSE_TILE_ROWS)
+      dense_tokens<W, DENSE_TILE_ROWS, W::TILE>(a, row, token, end);
+    for (; row < last; ++row) dense_tokens<W, 1, W::TILE>(a, row, token, end);
+  }
 }
 
 SW_INLINE F sigmoid(F z) { return z < -87.0f ? F{} : 1.0f / (exponential(-z) + 1.0f); }
@@ -194,10 +243,30 @@ void dense(const DenseArgs& a, int begin, int end) {
     const int first = unit * DENSE_ROWS;
     const int last = a.rows - first < DENSE_ROWS ? a.rows : first + DENSE_ROWS;
     if (a.type == servewright::F16)
-      dense_rows<uint16_t>(a, first, last);
+      dense_rows<Float16>(a, first, last);
+    else if (a.type == servewright::BF16)
+      dense_rows<BFloat16>(a, first, last);
     else
-      dense_rows<float>(a, first, last);
+      dense_rows<Float32>(a, first, last);
     for (int token = 0; token < a.tokens; ++token) finish_rows(a, token, first, last);
+  }
+}
+
+void unzip(const UnzipArgs& a, int begin, int end) {
+  for (int token = begin; token < end; ++token) {
+    const float* x = a.x + (size_t)token * a.x_stride;
+    float* out = a.out + (size_t)token * a.out_stride;
+    for (int k = 0; k < a.cols; k += 2 * LANES) {
+      const int left = a.cols - k;
+      const F first = left >= LANES ? load<F>(x + k) : load_first(x + k, left);
+      F second = {};
+      if (left >= 2 * LANES)
+        second = load<F>(x + k + LANES);
+      else if (left > LANES)
+        second = load_first(x + k + LANES, left - LANES);
+      store(out + k, evens(first, second));
+      store(out + k + LANES, odds(first, second));
+    }
   }
 }
 

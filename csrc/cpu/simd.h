@@ -104,11 +104,62 @@ SW_INLINE F4 sum_in_four(F x) { SW_REDUCE(x, added); }
 SW_INLINE I4 sum_in_four(I x) { SW_REDUCE(x, added); }
 SW_INLINE F4 largest_in_four(F x) { SW_REDUCE(x, larger); }
 SW_INLINE I4 largest_in_four(I x) { SW_REDUCE(x, larger); }
+// The sums of four vectors, each in that order: 13 operations where one by one they are 28.
+SW_INLINE F4 sums_of_four(F a, F b, F c, F d) {
+#if SW_LANES == 16
+  const F ab = SW_SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+               SW_SHUFFLE(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  const F cd = SW_SHUFFLE(c, d, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+               SW_SHUFFLE(c, d, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  F sums = SW_SHUFFLE(ab, cd, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+           SW_SHUFFLE(ab, cd, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+  sums += SW_SHUFFLE(sums, sums, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+  sums += SW_SHUFFLE(sums, sums, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+  return SW_SHUFFLE(sums, sums, 0, 4, 8, 12);
+#else
+  const F ab =
+      SW_SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11) + SW_SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+  const F cd =
+      SW_SHUFFLE(c, d, 0, 1, 2, 3, 8, 9, 10, 11) + SW_SHUFFLE(c, d, 4, 5, 6, 7, 12, 13, 14, 15);
+  F sums = SW_SHUFFLE(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13) +  // a, c, b, d: two lanes each
+           SW_SHUFFLE(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15);
+  sums += SW_SHUFFLE(sums, sums, 1, 0, 3, 2, 5, 4, 7, 6);
+  return SW_SHUFFLE(sums, sums, 0, 4, 2, 6);
+#endif
+}
 SW_INLINE float sum(F x) { return sum_in_four(x)[0]; }
 SW_INLINE float largest(F x) { return largest_in_four(x)[0]; }
 #undef SW_SHUFFLE
 #undef SW_EIGHT
 #undef SW_REDUCE
+
+// x in a register: each use would else be a load of its own where the compiler likes that better.
+template <class V>
+SW_INLINE V once(V x) {
+#if defined(SW_AVX512) || defined(SW_AVX2)
+  asm("" : "+v"(x));
+#endif
+  return x;
+}
+
+// n, of which nothing is known: a mask made of it is made again and takes no register meanwhile.
+SW_INLINE int anew(int n) {
+  asm volatile("" : "+r"(n));
+  return n;
+}
+
+// Lanes 0, 2, 4, ... of a, then of b; lanes 1, 3, 5, ...
+#if SW_LANES == 16
+SW_INLINE F evens(F a, F b) {
+  return __builtin_shuffle(a, b, I{0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30});
+}
+SW_INLINE F odds(F a, F b) {
+  return __builtin_shuffle(a, b, I{1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31});
+}
+#else
+SW_INLINE F evens(F a, F b) { return __builtin_shuffle(a, b, I{0, 2, 4, 6, 8, 10, 12, 14}); }
+SW_INLINE F odds(F a, F b) { return __builtin_shuffle(a, b, I{1, 3, 5, 7, 9, 11, 13, 15}); }
+#endif
 
 // a * b + c
 #if defined(SW_AVX512)
@@ -186,6 +237,35 @@ SW_INLINE void store_first(float* p, F x, int n) {
 }
 #endif
 
+// The same of 2 LANES numbers of 16 bits, and of LANES of them.
+#if defined(SW_AVX512)
+SW_INLINE U load_first_pairs(const uint16_t* p, int n) {
+  return (U)_mm512_maskz_loadu_epi16((__mmask32)((1ull << n) - 1), p);
+}
+SW_INLINE __m256i load_first_halves(const uint16_t* p, int n) {
+  return _mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p);
+}
+#elif defined(SW_AVX2)
+// Whole pairs, and the last number alone where n is odd.
+SW_INLINE U load_first_pairs(const uint16_t* p, int n) {
+  const I last = LANE_NUMBERS == (n & 1 ? n / 2 : -1);
+  const __m256i whole = _mm256_maskload_epi32((const int*)p, (__m256i)(LANE_NUMBERS < n / 2));
+  return (U)whole | ((U)last & (n & 1 ? p[n - 1] : 0u));
+}
+SW_INLINE __m128i load_first_halves(const uint16_t* p, int n) {
+  uint64_t low = 0, high = 0;  // by way of other registers: vectors are scarce
+  for (int i = n - 1; i >= 4; --i) high = high << 16 | p[i];
+  for (int i = n < 4 ? n - 1 : 3; i >= 0; --i) low = low << 16 | p[i];
+  return _mm_set_epi64x((long long)high, (long long)low);
+}
+#else
+SW_INLINE U load_first_pairs(const uint16_t* p, int n) {
+  uint16_t lanes[2 * LANES] = {};
+  for (int i = 0; i < n; ++i) lanes[i] = p[i];
+  return load<U>(lanes);
+}
+#endif
+
 // float16 to float, exact.
 #if defined(SW_AVX512)
 SW_INLINE F load_half(const uint16_t* p) {
@@ -211,6 +291,18 @@ SW_INLINE F load_half(const uint16_t* p) {
   return (F)(sign | (rest < 0x0f800000u ? small : special));
 }
 #endif
+
+SW_INLINE F load_first_half(const uint16_t* p, int n) {
+#if defined(SW_AVX512)
+  return (F)_mm512_cvtph_ps(load_first_halves(p, n));
+#elif defined(SW_AVX2)
+  return (F)_mm256_cvtph_ps(load_first_halves(p, n));
+#else
+  uint16_t lanes[LANES] = {};
+  for (int i = 0; i < n; ++i) lanes[i] = p[i];
+  return load_half(lanes);
+#endif
+}
 
 // float to float16, to nearest, finite numbers saturating at 65504, NaN kept.
 SW_INLINE F saturate_half(F x) {

@@ -26,7 +26,7 @@ extern const Kernels SW_TABLE(SW_NAME);
 const Kernels SW_TABLE(SW_NAME) = {
     SW_STRING(SW_NAME), LANES, TILE,    ROWS,    UNSIGNED_Q8, norm_rows,
     finish_attention,   qkv,   project, gate_up, attention,   scan,
-    exponentials,       dense, softmax,
+    exponentials,       dense, unzip,   softmax,
 };
 
 }  // namespace servewright

@@ -13,7 +13,7 @@ constexpr int MAX_DENSE_WIDTH = 4096;
 // Whose memory the pointers are, the caller says: they must live as long as it runs.
 struct DenseLayer {
   const void* weights;  // [rows, cols]
-  TensorType type;      // F32 or F16
+  TensorType type;      // F32, F16 or BF16
   size_t stride;        // numbers from row to row
   const float* bias;    // [rows], or null
   int rows, cols;
@@ -47,7 +47,9 @@ class Network {
   std::vector<DenseLayer> layers_;
   Reservation kept_;
   size_t multiplications_ = 0;  // a token
-  int widest_ = 0;              // of the layers between, in whole cache lines; two of them a token
+  size_t weights_bytes_ = 0;
+  int widest_ = 0;    // of the layers between, in whole cache lines; two of them a token
+  int unzipped_ = 0;  // floats of a token's unzipped inputs
 };
 
 }  // namespace servewright

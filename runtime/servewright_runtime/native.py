@@ -161,7 +161,7 @@ def dense_network(
     threads: int,
     variant: str | None = None,
 ) -> DenseNetwork:
-    """Dense layers with a copy of their weights, as `ops.Mlp` describes them."""
+    """Dense layers with a copy of their weights, as `ops.Mlp` has them; uint16: bfloat16's bits."""
     kernel = variant if variant is not None else chosen_variant()
     return _native.Network(kernel, weights, biases, activations, threads)
 

@@ -97,9 +97,9 @@ def _check_mlp(
         )
     _want("mlp", "x", x, x.device, (torch.float32,))
     width = x.shape[-1] if x.dim() else 0
-    weight_types = (torch.float32, torch.float16) if _is_host(x) else (torch.float32,)
+    halves = (torch.float16, torch.bfloat16) if _is_host(x) else ()
     for index, (weight, bias, name) in enumerate(zip(weights, biases, names, strict=True)):
-        _want("mlp", f"weights[{index}]", weight, x.device, weight_types)
+        _want("mlp", f"weights[{index}]", weight, x.device, (torch.float32, *halves))
         rows = weight.shape[0] if weight.dim() else 0
         if weight.dim() != 2 or weight.shape[1] != width or not 1 <= rows <= MAX_WIDTH:
             raise ValueError(
@@ -290,7 +290,8 @@ def run_project(
 
 def _want(op: str, name: str, tensor: Tensor, device: Any, dtypes: tuple[Any, ...]) -> None:
     if tensor.dtype not in dtypes:
-        wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+        wanted = " or ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
         got = str(tensor.dtype).removeprefix("torch.")
         raise ValueError(f"servewright::{op}: {name} must be {wanted}, got {got}")
     if tensor.device != device:
@@ -304,7 +305,13 @@ def _is_host(tensor: Tensor) -> bool:
 
 
 def _array(tensor: Tensor) -> Any:
-    return tensor.detach().contiguous().numpy()
+    """Of bfloat16, which numpy lacks, its bits as uint16."""
+    import torch
+
+    plain = tensor.detach().contiguous()
+    if plain.dtype == torch.bfloat16:
+        return plain.view(torch.uint16).numpy()
+    return plain.numpy()
 
 
 @cache

@@ -62,7 +62,7 @@ def test_project_passes_torchs_own_checks() -> None:
         torch.library.opcheck(OPS.project.default, args, {"norm": more["norm"]})
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_mlp_gives_what_its_reference_gives(dtype: Any) -> None:
     x, weights, biases, activations = network((4, 2), dtype)
     exact = mlp_reference.mlp(x.double(), weights, biases, activations)
@@ -140,7 +140,10 @@ X, WEIGHTS, BIASES, NAMES = network()
     [
         (_mlp_with(0, X.double()), "x must be float32, got float64"),
         (_mlp_with(0, X[:, :7]), r"weights\[0\] must be \[1 to 4096, 7\], got \[33, 20\]"),
-        (_mlp_with(1, [w.bfloat16() for w in WEIGHTS]), "must be float32 or float16, got bfloat16"),
+        (
+            _mlp_with(1, [w.double() for w in WEIGHTS]),
+            "must be float32, float16 or bfloat16, got float64",
+        ),
         (_mlp_with(1, WEIGHTS[:2]), "got 2 weights, 3 biases, 3 activations"),
         (_mlp_with(2, [None, None, X[0]]), r"biases\[2\] must be \[5\], got \[20\]"),
         (_mlp_with(3, ["gelu", "tanh", "swish"]), r"activations\[2\] is swish; choose one of none"),
