@@ -23,13 +23,6 @@ const void* read_either(Tensors& tensors, const Object& object, const char* name
   return data;
 }
 
-int at_least(const char* caller, const char* name, int value, int least) {
-  if (value < least)
-    throw std::invalid_argument(std::string(caller) + ": " + name + " must be at least " +
-                                std::to_string(least) + ", got " + std::to_string(value));
-  return value;
-}
-
 // What both ops of a chunk have in common: sizes, pool and pages. T: whether the pool is written.
 template <class T>
 cuda::PrefillArgs read_chunk(Tensors& tensors, const char* caller, const Object& q_rotated,
@@ -46,15 +39,18 @@ cuda::PrefillArgs read_chunk(Tensors& tensors, const char* caller, const Object&
     throw std::invalid_argument(std::string(caller) +
                                 ": q_rotated must have heads of 64 or 128 dimensions, got " +
                                 std::to_string(args.head_dim));
-  args.pool = const_cast<bfloat16*>(tensors.read<T>(
-      pool, "pool",
-      {Size::at_least(1), 2, Size::any(&args.kv_heads), cuda::PAGE_POSITIONS, args.head_dim}));
-  at_least(caller, "the KV heads of pool", args.kv_heads, 1);
+  args.pool = const_cast<bfloat16*>(
+      tensors.read<T>(pool, "pool",
+                      {Size::at_least(1), 2, Size::at_least(1, &args.kv_heads),
+                       cuda::PAGE_POSITIONS, args.head_dim}));
   if (args.heads % args.kv_heads)
     throw std::invalid_argument(
         std::string(caller) + ": q_rotated must have a multiple of pool's " +
         std::to_string(args.kv_heads) + " heads, got " + std::to_string(args.heads));
-  args.first_position = at_least(caller, "first_position", first_position, 0);
+  if (first_position < 0)
+    throw std::invalid_argument(std::string(caller) + ": first_position must be at least 0, got " +
+                                std::to_string(first_position));
+  args.first_position = first_position;
   const int64_t end = int64_t{first_position} + args.tokens;
   args.pages = tensors.read<const int32_t>(
       pages, "pages", {Size::at_least((end + cuda::PAGE_POSITIONS - 1) / cuda::PAGE_POSITIONS)},
