@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "csrc" / "cuda"
 RELEASE = 13
 # -fmad=false: sums are fused where the source says so, and nowhere else.
-FLAGS = ("-std=c++17", "-O3", "-fmad=false", "-lineinfo")
+FLAGS = ("-std=c++17", "-O3", "-fmad=false", "-lineinfo", "-Xcompiler", "-fPIC,-fvisibility=hidden")
 
 
 class Missing(Exception):
@@ -36,6 +36,7 @@ class Compiled:
     ptx: str
     report: str  # what `ptxas -v` says
     cubin: Path
+    object: Path  # cubin and host code, for `nvcc -shared`
 
 
 def find() -> str:
@@ -83,6 +84,7 @@ def compile_kernels(source: Path, architecture: str, definitions: Sequence[str] 
         (folder / "kernels.ptx").read_text(),
         (folder / "report.txt").read_text(),
         folder / "kernels.cubin",
+        folder / "kernels.o",
     )
 
 
@@ -108,8 +110,8 @@ def _compile(
             [
                 *common,
                 *("-gencode", f"arch=compute_{number},code=sm_{number}", "-Xptxas", "-v"),
-                *("-cubin", "--keep", "--keep-dir", kept),
-                *("-o", str(folder / "kernels.cubin"), str(source)),
+                *("-c", "--keep", "--keep-dir", kept),
+                *("-o", str(folder / "kernels.o"), str(source)),
             ],
             capture_output=True,
             text=True,
@@ -118,7 +120,8 @@ def _compile(
         if done.returncode:
             raise RuntimeError(f"nvcc {source.name}: {done.stderr or done.stdout}")
         (folder / "report.txt").write_text(done.stderr + done.stdout)
-        shutil.copy(Path(kept) / f"{source.stem}.ptx", folder / "kernels.ptx")
+        for suffix in (".ptx", ".cubin"):
+            shutil.copy(Path(kept, source.stem).with_suffix(suffix), folder / f"kernels{suffix}")
 
 
 def _digest(source: Path, architecture: str, arguments: list[str]) -> str:

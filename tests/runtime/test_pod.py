@@ -118,7 +118,7 @@ def test_claim_without_the_file_ends_the_container_with_2(tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(
-    availability.unavailable() is None, reason="this machine has a CUDA device that works"
+    availability.unavailable() is None, reason="needs a machine without a CUDA device"
 )
 def test_a_device_that_the_node_lacks_ends_the_container_with_2(tmp_path: Path) -> None:
     changes = {"spec.model.source": "pvc://models/m.gguf", "spec.accelerator.type": "nvidia"}

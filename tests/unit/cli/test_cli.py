@@ -20,7 +20,7 @@ from support.tree import ROOT
 
 EXAMPLE = "examples/01-smollm2.yaml"
 needs_no_device = pytest.mark.skipif(
-    availability.unavailable() is None, reason="this machine has a CUDA device that works"
+    availability.unavailable() is None, reason="needs a machine without a CUDA device"
 )
 
 

@@ -27,7 +27,7 @@ SMALL = Sizes(
 
 def test_without_a_device_it_refuses_in_one_sentence() -> None:
     if availability.unavailable() is None:
-        pytest.skip("this machine has what it wants, where others want a CUDA device")
+        pytest.skip("needs a machine without a CUDA device")
     result = subprocess.run(
         [sys.executable, ROOT / "tests" / "gpu" / "prove.py"], capture_output=True, text=True
     )
