@@ -267,7 +267,8 @@ def test_the_launcher_refuses_what_the_kernel_cannot_read() -> None:
         with pytest.raises(Fault, match="1"):
             rows.run()
     wide = Rows(normal(2, 8))
-    for grid in ({"parts": 67}, {"parts": -1}, {"threads": 48}, {"threads": 544}):
+    grids: list[dict[str, Any]] = [{"parts": 67}, {"parts": -1}, {"threads": 48}, {"threads": 544}]
+    for grid in grids:
         with pytest.raises(Fault, match="1"):
             wide.run(**grid)
 
