@@ -15,7 +15,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-REQUIRED_TIERS = ("unit", "fake", "runtime", "api", "node")
+_COUNTS = ("tests", "failures", "errors", "skipped")  # attributes of a report's <testsuite>
+REQUIRED_TIERS = ("unit", "fake", "runtime", "api", "node")  # folders of tests/
 # Reasons, as regular expressions over the whole reason.
 ALLOWED = (
     r".*this CPU .*",  # a kernel variant that the CPU lacks
@@ -63,9 +64,6 @@ def closing_line(reports: Sequence[str]) -> str:
     told.append((totals["errors"], "errors" if totals["errors"] != 1 else "error"))
     words = ", ".join(f"{count} {word}" for count, word in told if count)
     return f"===== {words or 'no tests ran'} in {seconds:.2f}s ====="
-
-
-_COUNTS = ("tests", "failures", "errors", "skipped")
 
 
 def main(paths: Sequence[str]) -> int:
