@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,22 @@ def greedy(samples: int) -> SamplingBatch:
         bias_starts=np.zeros(samples + 1, np.int32),
         logprobs=np.zeros(samples, np.uint8),
         top_logprobs=np.zeros(samples, np.int32),
+    )
+
+
+def drawn_of_each_kind(count: int, random: np.random.Generator) -> SamplingBatch:
+    """Up to seven rows, greedy and drawn with each filter, penalties on; no histories or biases."""
+    return replace(
+        greedy(count),
+        temperature=np.array([0, 0.7, 1, 1.5, 1, 1, 0], np.float32)[:count],
+        top_k=np.array([0, 5, 0, 20, 0, 0, 0], np.int32)[:count],
+        top_p=np.array([1, 1, 0.9, 0.8, 1, 1, 1], np.float32)[:count],
+        min_p=np.array([0, 0, 0, 0, 0.1, 0, 0], np.float32)[:count],
+        seed=random.integers(0, 2**64, count, dtype=np.uint64),
+        draw=random.integers(0, 2**32, count, dtype=np.uint64),
+        presence=np.full(count, 0.5, np.float32),
+        frequency=np.full(count, 0.1, np.float32),
+        repetition=np.full(count, 1.3, np.float32),
     )
 
 

@@ -22,7 +22,7 @@ from support.emulated import Array
 from support.native_model import SMALL, Model, logits_of, make_model
 from support.native_model import decode as dequantise
 from support.rounded_llama import RoundedLlama, rms
-from support.steps import Piece, forced_logits, greedy, make_batch
+from support.steps import Piece, drawn_of_each_kind, forced_logits, make_batch
 
 BASE = replace(
     SMALL,
@@ -202,16 +202,7 @@ def sampling(count: int, vocab: int) -> SamplingBatch:
     lengths = np.array([0, 9, 3, 0, 17, 0, 5])[:count]
     biases = np.array([2, 0, 0, 1, 3, 0, 0])[:count]
     return replace(
-        greedy(count),
-        temperature=np.array([0, 0.7, 1, 1.5, 1, 1, 0], np.float32)[:count],
-        top_k=np.array([0, 5, 0, 20, 0, 0, 0], np.int32)[:count],
-        top_p=np.array([1, 1, 0.9, 0.8, 1, 1, 1], np.float32)[:count],
-        min_p=np.array([0, 0, 0, 0, 0.1, 0, 0], np.float32)[:count],
-        seed=random.integers(0, 2**64, count, dtype=np.uint64),
-        draw=random.integers(0, 2**32, count, dtype=np.uint64),
-        presence=np.full(count, 0.5, np.float32),
-        frequency=np.full(count, 0.1, np.float32),
-        repetition=np.full(count, 1.3, np.float32),
+        drawn_of_each_kind(count, random),
         history_ids=random.integers(0, vocab, lengths.sum()).astype(np.int32),
         history_starts=np.cumsum([0, *lengths], dtype=np.int32),
         history_prompts=(lengths // 2).astype(np.int32),

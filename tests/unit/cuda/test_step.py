@@ -24,7 +24,7 @@ from support.native_model import SMALL, Model, encode, make_model
 from support.native_model import decode as dequantise
 from support.projections import left_for_norm
 from support.rounded_llama import Bounded, RoundedLlama, bounded, rms
-from support.steps import greedy
+from support.steps import drawn_of_each_kind
 
 BASE = replace(
     SMALL,
@@ -220,16 +220,7 @@ def sampling(step: int, count: int, vocab: int) -> SamplingBatch:
     histories = [random.integers(0, vocab, 3 + step).astype(np.int32) for _ in range(count)]
     biases = random.integers(0, vocab, 2 * count).astype(np.int32)
     return replace(
-        greedy(count),
-        temperature=np.array([0, 0.7, 1, 1.5, 1, 1, 0], np.float32)[:count],
-        top_k=np.array([0, 5, 0, 20, 0, 0, 0], np.int32)[:count],
-        top_p=np.array([1, 1, 0.9, 0.8, 1, 1, 1], np.float32)[:count],
-        min_p=np.array([0, 0, 0, 0, 0.1, 0, 0], np.float32)[:count],
-        seed=random.integers(0, 2**64, count, dtype=np.uint64),
-        draw=random.integers(0, 2**32, count, dtype=np.uint64),
-        presence=np.full(count, 0.5, np.float32),
-        frequency=np.full(count, 0.1, np.float32),
-        repetition=np.full(count, 1.3, np.float32),
+        drawn_of_each_kind(count, random),
         history_ids=np.concatenate(histories),
         history_starts=np.arange(count + 1, dtype=np.int32) * (3 + step),
         history_prompts=np.full(count, 2, np.int32),
