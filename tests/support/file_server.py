@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import socket
 import ssl
-import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
+from http.server import BaseHTTPRequestHandler
 
 import trustme
+
+from support.threaded import JoinedServer, Threaded
 
 Behaviour = Callable[["Exchange"], None]
 
@@ -31,7 +31,7 @@ class Seen:
 
 
 @dataclass
-class FileServer:
+class FileServer(Threaded):
     """Serves `content` at every path, rightly, but for the behaviours in `script`, in order."""
 
     content: bytes
@@ -41,33 +41,13 @@ class FileServer:
     script: deque[Behaviour] = field(default_factory=deque)
     seen: list[Seen] = field(default_factory=list)
 
-    def __enter__(self) -> FileServer:
-        self._server = _Server(self)
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.01}
-        )
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Go away; the port refuses connections from now on. May be called again."""
-        if self._thread.is_alive():
-            self._server.shutdown()
-            self._thread.join()
-            self._server.server_close()
+    def make_server(self) -> _Server:
+        return _Server(self)
 
     @property
     def host(self) -> str:
         """Name and port."""
-        return f"localhost:{self._server.server_address[1]}"
+        return f"localhost:{self.port}"
 
     @property
     def url(self) -> str:
@@ -113,11 +93,7 @@ class Exchange(BaseHTTPRequestHandler):
         """Keep quiet."""
 
 
-class _Server(ThreadingHTTPServer):
-    # Threads are joined by server_close, so no test leaves one behind.
-    daemon_threads = False
-    block_on_close = True
-
+class _Server(JoinedServer):
     def __init__(self, file: FileServer) -> None:
         super().__init__(("127.0.0.1", 0), Exchange)
         self.file = file
@@ -127,9 +103,6 @@ class _Server(ThreadingHTTPServer):
             self.socket = context.wrap_socket(
                 self.socket, server_side=True, do_handshake_on_connect=False
             )
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Clients may go away at any time."""
 
 
 def serve_file(exchange: Exchange) -> None:

@@ -7,8 +7,9 @@ import io
 import threading
 import zipfile
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
+from http.server import BaseHTTPRequestHandler
+
+from support.threaded import JoinedServer, Threaded
 
 
 def make_wheel(
@@ -34,7 +35,7 @@ def make_wheel(
 
 
 @dataclass
-class PackageIndex:
+class PackageIndex(Threaded):
     """Serves `wheels` by file name, with the hash of each unless `hashes` states another.
 
     release: wheels are served only once it is set; it is from the start, unless cleared.
@@ -47,35 +48,18 @@ class PackageIndex:
     release: threading.Event = field(default_factory=threading.Event)
     started: threading.Event = field(default_factory=threading.Event)
 
-    def __enter__(self) -> PackageIndex:
+    def make_server(self) -> _Server:
         self.release.set()
-        self._server = _Server(self)
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.01}
-        )
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
+        return _Server(self)
 
     def stop(self) -> None:
-        """Go away. May be called again."""
         self.release.set()
-        if self._thread.is_alive():
-            self._server.shutdown()
-            self._thread.join()
-            self._server.server_close()
+        super().stop()
 
     @property
     def url(self) -> str:
         """What PIP_INDEX_URL takes."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}/simple"
+        return f"http://127.0.0.1:{self.port}/simple"
 
     @property
     def downloads(self) -> list[str]:
@@ -123,13 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Keep quiet."""
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = False
-    block_on_close = True
-
+class _Server(JoinedServer):
     def __init__(self, index: PackageIndex) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.index = index
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """pip may be killed at any time."""
