@@ -14,6 +14,7 @@ from servewright_runtime import native
 from servewright_runtime.errors import ConfigError, StartError
 from servewright_runtime.models import registry, requantise
 from servewright_runtime.models.loaded import LoadedModel
+from servewright_runtime.models.reference import DEQUANTISABLE
 from servewright_runtime.models.runner import LlamaConfig
 from support.steps import Piece, make_batch
 from support.tiny import make_large_gguf, make_tiny_gguf, tiny_shape
@@ -106,7 +107,7 @@ def test_a_type_that_nothing_reads_is_refused_by_its_tensor(
 ) -> None:
     # No writer makes a matrix of such a type, so one is forgotten.
     for module in (registry, requantise):
-        monkeypatch.setattr(module, "DEQUANTISABLE", registry.DEQUANTISABLE - {"Q5_0"})
+        monkeypatch.setattr(module, "DEQUANTISABLE", DEQUANTISABLE - {"Q5_0"})
     path = make_tiny_gguf(tmp_path / "m.gguf", tensor_types={"blk.1.ffn_up.weight": "Q5_0"})
     with pytest.raises(ConfigError, match=r"blk\.1\.ffn_up\.weight has the type Q5_0, which"):
         load(path, kernel)

@@ -9,10 +9,10 @@ import pytest
 from gguf import GGMLQuantizationType, quants
 from hypothesis import given
 from hypothesis import strategies as st
-from support.tiny import TENSOR_TYPES, random_tensor
 
 from servewright_runtime import native
 from servewright_runtime.models.requantise import requantise, served_type
+from support.tiny import TENSOR_TYPES, random_tensor
 
 CONVERTED = [kind for kind in TENSOR_TYPES if served_type(kind) != kind]
 HALF = 2.0**-11  # rounding to float16
