@@ -2,8 +2,8 @@
 
 Q4_K becomes Q4_1, which has the same 32 values a scale and minimum: only the two are rounded, to
 float16, so a weight w of a block with scale d and minimum m moves by at most
-(15 |d| + |m|) 2^-11. All others become Q8_0, of blocks of 32: by at most half a step, max |w| / 254,
-and what rounding the scale to float16 adds (127 of them, 2^-11 each).
+(15 |d| + |m|) 2^-11. All others become Q8_0, of blocks of 32: by at most half a step,
+max |w| / 254, and what rounding the scale to float16 adds (127 of them, 2^-11 each).
 """
 
 from __future__ import annotations
