@@ -56,8 +56,13 @@ class Machine:
         return self._special[name]
 
     def parameter(self, offset: Lanes, kind: Any) -> Lanes:
-        """A scalar of the parameters, the same for all lanes."""
+        """A scalar of the parameters, the same for all lanes of a warp."""
         size = np.dtype(kind).itemsize
+        if np.ndim(offset):
+            warps = np.asarray(offset).reshape(-1, WARP)
+            if (warps == warps[:, :1]).all():
+                chosen = {int(at): self.parameter(int(at), kind) for at in np.unique(offset)}
+                return np.array([chosen[int(at)] for at in offset], kind)
         if np.ndim(offset) or not 0 <= offset <= self._parameters.size - size:
             raise Fault("a parameter chosen by the lane, or outside the parameters")
         return self._parameters[offset : offset + size].view(kind)[0]

@@ -87,7 +87,14 @@ class Program:
                 kernel.threads = int(threads[1])
             _read_parameters(kernel, found[2])
             first = text.count("\n", 0, found.end()) + 1
-            _Body(kernel, files).read(text[found.end() : _end(text, found.end())], first)
+            body, code = _Body(kernel, files), text[found.end() : _end(text, found.end())]
+            # Variables of a function that several kernels call stand before them all.
+            for statement, name in re.findall(
+                r"^(\.shared .*?([\w$]+)\[\d+\]);", text, re.MULTILINE
+            ):
+                if re.search(rf"{re.escape(name)}(?![\w$])", code):
+                    body.declare(0, statement)
+            body.read(code, first)
             self.kernels[kernel.name] = kernel
 
     def kernel(self, *parts: str) -> Kernel:
@@ -147,11 +154,11 @@ class _Body:
             elif found := re.match(r"\.loc\s+(\d+)\s+(\d+)", statement):
                 source = f"{self._files.get(found[1], '?').rpartition('/')[2]}:{found[2]}"
             elif statement.startswith("."):
-                self._declare(line, statement)
+                self.declare(line, statement)
             else:
                 self._kernel.instructions.append(self._instruction(line, source, statement))
 
-    def _declare(self, line: int, statement: str) -> None:
+    def declare(self, line: int, statement: str) -> None:
         kernel = self._kernel
         if found := re.fullmatch(r"\.reg\s+\.(\w+)\s+(.+)", statement):
             for name in map(str.strip, found[2].split(",")):

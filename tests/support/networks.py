@@ -54,6 +54,18 @@ class Costs:
     sum_rows: Callable[[int], float] = lambda rows: rows  # of a softmax
 
 
+# csrc/cuda/mlp.cuh: what each claims.
+CUDA_COSTS = Costs(
+    product=lambda cols: math.ceil(cols / 128) + 8,
+    activation={
+        **{"gelu": 16, "gelu_tanh": 16, "tanh": 16, "sigmoid": 16},
+        "softmax": 32,
+    },
+    by_argument=1.5,
+    sum_rows=lambda rows: math.ceil(rows / 128) + 8,
+)
+
+
 def random_net(
     rng: np.random.Generator, widths: Sequence[int], activations: Sequence[str], scale: float = 1.0
 ) -> Net:

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any
 
 import numpy as np
 import pytest
 
 from support.emulated import ORDERS, Emulated, Fault, Flavour, Order
-from support.networks import ACTIVATIONS, Array, Costs, Net, exact, random_net
-
-# csrc/cuda/mlp.cuh: what each claims.
-COSTS = Costs(
-    product=lambda cols: math.ceil(cols / 128) + 8,
-    activation={
-        **{"gelu": 16, "gelu_tanh": 16, "tanh": 16, "sigmoid": 16},
-        "softmax": 32,
-    },
-    by_argument=1.5,
-    sum_rows=lambda rows: math.ceil(rows / 128) + 8,
-)
+from support.networks import ACTIVATIONS, CUDA_COSTS, Array, Net, exact, random_net
 
 
 def run(
@@ -68,7 +56,7 @@ def test_a_network_is_within_its_roundings_of_float64(widths: list[int], tokens:
     for _ in range(2 if len(widths) > 2 else len(ACTIVATIONS)):
         activations = [next(kinds) for _ in widths[1:]]
         net, x = random_net(rng, widths, activations, 2.0), inputs(rng, tokens, widths[0])
-        values, errors = exact(net, x, COSTS)
+        values, errors = exact(net, x, CUDA_COSTS)
         got = run(net, x)
         assert (abs(got - values) <= errors).all(), (activations, abs(got - values).max())
 
@@ -78,7 +66,7 @@ def test_an_activation_is_right_from_end_to_end(activation: str) -> None:
     z = np.concatenate([np.linspace(-110, 110, 61), np.linspace(-4, 4, 61), [0, 1e-8, -1e-30]])
     x = z.astype(np.float32)[None]
     net = Net([np.eye(x.shape[1], dtype=np.float32)], [None], [activation])
-    values, errors = exact(net, x, COSTS)
+    values, errors = exact(net, x, CUDA_COSTS)
     assert (abs(run(net, x) - values) <= errors).all()
 
 
@@ -112,7 +100,7 @@ def test_a_network_of_more_layers_than_a_launch_takes_several() -> None:
     rng = np.random.default_rng(10)
     net = random_net(rng, [6] * 131, ["tanh"] * 130, 0.2)
     x = inputs(rng, 2, 6)
-    values, errors = exact(net, x, COSTS)
+    values, errors = exact(net, x, CUDA_COSTS)
     got = run(net, x, max_blocks=2)
     assert (abs(got - values) <= errors).all()
     assert errors.max() < 1e-5
@@ -133,7 +121,7 @@ def test_blocks_meet_between_layers(flavour: Flavour, order: Order) -> None:
     # At most 192 fibers: more would hide races from some sanitizers.
     rng = np.random.default_rng(12)
     net, x = random_net(rng, [33, 18, 17, 3], ["relu", "softmax", "sigmoid"]), inputs(rng, 2, 33)
-    values, errors = exact(net, x, COSTS)
+    values, errors = exact(net, x, CUDA_COSTS)
     got = run(net, x, flavour=flavour, order=order, max_blocks=3, launches=2)
     assert (abs(got - values) <= errors).all()
 
