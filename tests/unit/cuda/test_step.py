@@ -52,6 +52,7 @@ class Case:
     head_dim: int
     tied: bool
     heads: int = 2
+    kv_heads: int = 1
     rope_dims: int | None = None
     rope_scale: float = 1.0
     has_factors: bool = False
@@ -64,6 +65,7 @@ class Case:
             BASE,
             head_dim=self.head_dim,
             heads=self.heads,
+            kv_heads=self.kv_heads,
             rope_dims=rope_dims,
             rope_scale=self.rope_scale,
             rope_factors=factors,
@@ -109,14 +111,23 @@ class Reference:
 
 @cache
 def reference(case: Case) -> Reference:
-    model, random = case.model, np.random.default_rng(7)
+    random = np.random.default_rng(7)
+    vocab = case.config.vocab_size
+    return refer(
+        case,
+        [random.integers(0, vocab, (len(at), max(at) + STEPS)) for at in (SHORT, LONG)],
+    )
+
+
+def refer(case: Case, batches: Sequence[Array]) -> Reference:
+    """What float64 says of sequences [sequences, tokens], in batches of one length."""
+    model = case.model
     weights = {n: dequantise(rows, model.types[n]) for n, rows in model.tensors.items()}
     exact = RoundedLlama(case.config, weights.__getitem__)
     found = Reference([], [], [], [])
-    for starts in (SHORT, LONG):
-        ids = random.integers(0, case.config.vocab_size, (len(starts), max(starts) + STEPS))
+    for ids in batches:
         bounds, near = bounded(exact, ids, copies=COPIES), exact.forward(ids, "nearest")
-        for i in range(len(starts)):
+        for i in range(len(ids)):
             found.sequences.append(ids[i])
             found.bounds.append(Bounded(bounds.exact[i], bounds.spread[i]))
             found.nearest.append(near.logits[i])
@@ -125,7 +136,7 @@ def reference(case: Case) -> Reference:
 
 
 def run(case: Case, steps: Sequence[Sequence[Slot]], **how: Any) -> Steps:
-    model, known = case.model, reference(case)
+    model, known = case.model, how.pop("known", None) or reference(case)
     sequences = how.pop("sequences", known.sequences)
     prefixes = how.pop("prefixes", known.prefixes)
     return decode(
@@ -150,9 +161,12 @@ def base(case: Case) -> dict[tuple[int, int], Array]:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_logits_are_off_by_no_more_than_rounding_explains(case: Case) -> None:
-    known = reference(case)
+    check_rounding(case, base(case), reference(case))
+
+
+def check_rounding(case: Case, logits: dict[tuple[int, int], Array], known: Reference) -> None:
     errors, near, worst = [], [], 0.0
-    for (sequence, position), got in base(case).items():
+    for (sequence, position), got in logits.items():
         bound = known.bounds[sequence]
         spread = bound.spread[position]
         error = got - bound.exact[position]
@@ -188,6 +202,20 @@ def test_a_sequence_has_the_same_bits_in_any_batch() -> None:
     for steps, out in runs:
         for place, got in by_place(steps, out).items():
             np.testing.assert_array_equal(got, wanted[place])
+
+
+def test_64_slots_of_two_kv_heads_are_right() -> None:
+    """The largest batch, with the tiling that its plan chooses; a page's edges among its places."""
+    case = Case("mixed", 64, False, heads=6, kv_heads=2)
+    ids = np.random.default_rng(8).integers(0, case.config.vocab_size, (64, 34))
+    known = refer(case, [ids])
+    places: list[Slot] = [(i, i % ids.shape[1]) for i in range(64)]
+    full = by_place([places], run(case, [places], known=known))
+    assert len(full) == 64
+    check_rounding(case, full, known)
+    few = places[15:64:16]
+    for place, got in by_place([few], run(case, [few], known=known, page_seed=2)).items():
+        np.testing.assert_array_equal(got, full[place])
 
 
 def test_a_replay_with_new_contents_is_right() -> None:
