@@ -240,6 +240,33 @@ def test_lanes_share_no_memory_without_a_barrier(type_: int, tiling: tuple[int, 
     assert (abs(out - exact.values) <= exact.errors).all()
 
 
+@pytest.mark.parametrize(
+    ("type_", "tiling"), [(Q4_0, (2, 1)), (BF16, (4, 2)), (Q8_0, (4, 4)), (Q4_1, (4, 1))], ids=str
+)
+def test_lanes_that_leave_a_norm_share_no_memory_without_a_barrier(
+    type_: int, tiling: tuple[int, int]
+) -> None:
+    """The kinds SCALED and RESIDUAL with `next`, and NORMED, which reads x itself."""
+    rng = np.random.default_rng(9)
+    cols = 2112 if type_ in (Q4_0, Q4_1) else 1088
+    w = random_matrix(rng, type_, 17, cols)
+    x, norm = activations(rng, 2, cols)
+    exact = normed_products(w, x, norm)
+    for order, takes_x in (("random", False), ("down", True)):
+        run = Projections("tsan", order, "eager", takes_x=takes_x)
+        out = run.normed(w, x, norm, X_TILINGS[0] if takes_x else tiling)
+        assert (abs(out - exact.values) <= exact.errors).all()
+    inputs = to_bfloat16(x)
+    residual = rng.standard_normal((2, w.rows)).astype(np.float32)
+    next_ = rng.uniform(0.2, 2.0, w.rows).astype(np.float32)
+    run = Projections("tsan", "random", "lazy")
+    left = run.residual_and_next(w, inputs, residual, next_, tiling)
+    change = products(w, from_bfloat16(inputs))
+    total = residual + change.values
+    assert (abs(left["x"] - total) <= change.errors + 2.0**-24 * abs(total)).all()
+    np.testing.assert_array_equal(left["next scaled"], left_for_norm(left["x"], next_)[0])
+
+
 def test_a_token_of_nan_poisons_no_other() -> None:
     rng = np.random.default_rng(4)
     w = random_matrix(rng, Q8_0, 20, 96)

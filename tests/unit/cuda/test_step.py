@@ -297,6 +297,19 @@ def test_a_step_under_address_sanitizer() -> None:
         np.testing.assert_array_equal(got, base(MAIN)[place])
 
 
+def test_a_layer_s_launches_beside_one_another_race_for_nothing() -> None:
+    """ThreadSanitizer on a step of one layer: QKV and attention beside it are 1,024 threads."""
+    config = replace(BASE, layers=1, heads=1, hidden_size=64, ffn_size=64, vocab_size=48)
+    model = make_model(config, "Q4_0")
+    steps: list[list[Slot]] = [[(0, 0)], [(0, 1)]]
+    how: dict[str, Any] = {"tiling": (4, 1), "processors": 1}
+    args = (config, model.types, model.tensors, [np.arange(4)], steps)
+    plain = decode(*args, **how)
+    raced = decode(*args, **how, emulated=Emulated("tsan"), order="random", copies="eager")
+    for step in range(len(steps)):
+        np.testing.assert_array_equal(raced.logits[step, 0], plain.logits[step, 0])
+
+
 @pytest.mark.parametrize(
     ("config", "why"),
     [
