@@ -5,8 +5,8 @@
 
 Per kernel and architecture: registers, instructions that load and store by width, barriers, tensor
 operations, shared bytes, the blocks that fit a multiprocessor, and the bytes that these keep in
-flight. No kernel may spill or use local memory, and one that streams must keep FLIGHT bytes in
-flight: by Little's law an H100 needs 3.35 TB/s * 0.65 us / 132 = 16.5 KB a multiprocessor.
+flight. No kernel may spill or use local memory, and each must keep FLIGHT bytes in flight: by
+Little's law an H100 needs 3.35 TB/s * 0.65 us / 132 = 16.5 KB a multiprocessor.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def compare(wanted: dict[str, Budget], found: dict[str, Measured]) -> list[str]:
     for name, measured in found.items():
         if measured.spills or measured.local:
             wrong.append(f"{name}: spills {measured.spills} bytes, local {measured.local}")
-        if measured.budget.wide_copies and measured.budget.in_flight < FLIGHT:
+        if measured.budget.in_flight < FLIGHT:
             wrong.append(f"{name}: {measured.budget.in_flight} bytes in flight, wants {FLIGHT}")
     return sorted(wrong)
 

@@ -62,6 +62,11 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
     ("a copy less before that wait", {"early_copies": 5}, "early_copies 5"),
     ("a load moved before that wait", {"early_loads": 1}, "early_loads 1"),
     ("too little in flight", {"in_flight": 16384}, "16384 bytes in flight, wants 32768"),
+    (
+        "too little in flight of plain loads",
+        {"in_flight": 16384, "wide_copies": 0},
+        "16384 bytes in flight, wants 32768",
+    ),
 ]
 
 

@@ -72,6 +72,13 @@ def test_attention_reads_every_cached_position_once(head_dim: int) -> None:
     assert floor <= ran.loaded("pool") <= 1.02 * floor
     assert ran.memory.arrays["pool"].stores.bytes == 2 * 2 * head_dim * case.kv_heads * 4
     assert ran.memory.arrays["pool"].loads.scalar == 0
+    # q, k and v, the new k and v, a row of the page table, a length, RoPE's row of cosines and of
+    # sines, out. The splits' results and tickets stay in L2.
+    small = sum(ran.memory.arrays[name].size for name in ("qkv", "page_table", "lengths", "out"))
+    small += len(case.lengths) * (2 * 2 * head_dim * case.kv_heads + 4 * head_dim)
+    in_l2 = [ran.memory.arrays[name] for name in ("partials", "tickets")]
+    moved = ran.fetched() + ran.written() - sum(a.fetched + a.written for a in in_l2)
+    assert moved <= 1.02 * (floor + small)
     early = attention(case, max_blocks=3, lazy=False)
     np.testing.assert_array_equal(early.read("out"), ran.read("out"))
     np.testing.assert_array_equal(early.read("pool"), pool)
@@ -180,8 +187,15 @@ def test_an_embedding_s_rows_are_exact(type_: int) -> None:
     np.testing.assert_array_equal(ran.read("scaled"), scaled)
     np.testing.assert_allclose(ran.read("squares"), squares, rtol=9 * 2.0**-24)
     assert ran.result.races == []
+    arrays = ran.memory.arrays
+    # Half of a weight's sector is another row's (three rows here, each of a tile of its own).
+    a_column = {BF16: 4, Q8_0: 2.5, Q4_0: 1.5, Q4_1: 1.5}[type_]
+    assert arrays["weights"].fetched == a_column * 3 * w.cols
+    assert arrays["norm"].fetched == arrays["norm"].size
+    for name in ("out", "scaled", "squares"):
+        assert arrays[name].written == arrays[name].stores.bytes == arrays[name].size
     # A lane's 32 bytes leave in two stores of 16; its sector is whole in L2.
-    assert ran.memory.arrays["out"].stores.excess == 2
+    assert arrays["out"].stores.excess == 2
 
 
 # ---- Sampling ----
