@@ -2,6 +2,7 @@
 // runtime/servewright_runtime/native.py.
 #include <pybind11/pybind11.h>
 
+#include "attend.h"
 #include "convert.h"
 #include "networks.h"
 #include "ops.h"
@@ -43,6 +44,14 @@ PYBIND11_MODULE(_native, m) {
   m.def("project_packed", &sw::project_packed, py::arg("variant"), py::arg("tensor_type"),
         py::arg("packed"), py::arg("rows"), py::arg("x"), py::arg("norm"), py::arg("eps"),
         py::arg("threads"), "x [tokens, cols], normed where norm is given, times packed rows.");
+  m.def("dequantise_packed", &sw::dequantise_packed, py::arg("variant"), py::arg("tensor_type"),
+        py::arg("packed"), py::arg("rows"), py::arg("cols"), "Packed rows: [rows, cols] float32.");
+  m.def("attend", &sw::attend, py::arg("variant"), py::arg("qkv"), py::arg("pool"),
+        py::arg("page_table"), py::arg("lengths"), py::arg("cosines"), py::arg("sines"),
+        py::arg("heads"), py::arg("interleaved"), py::arg("threads"),
+        "RoPE, append to the pool and causal attention: [tokens, heads * head_dim] float32.");
+  m.def("sample", &sw::sample, py::arg("variant"), py::arg("logits"), py::arg("sampling"),
+        py::arg("threads"), "Draw as a SamplingBatch says: (ids, finite), [rows] each.");
 
   // Single ops, for tests against float64.
   m.def("project", &sw::op_project, py::arg("variant"), py::arg("tensor_type"), py::arg("rows"),

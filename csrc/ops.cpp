@@ -3,13 +3,18 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <stdexcept>
+#include <vector>
 
 #include "arrays.h"
+#include "common/draws.h"
 #include "convert.h"
 #include "cpu/dispatch.h"
 #include "model/pack.h"
 #include "model/pool.h"
+#include "model/sampling.h"
+#include "records.h"
 
 namespace servewright {
 namespace {
@@ -62,6 +67,27 @@ void pack(const Kernels& kernels, const std::string& type_wanted, const py::obje
   std::memset(data, 0, bytes);
   out->matrix = Matrix{data, group, count, static_cast<int>(cols), type};
   pack_rows(kernels, out->matrix, data, 0, count, rows.data());
+}
+
+// What pack_matrix made.
+Matrix packed_matrix(const Kernels& kernels, const std::string& type_wanted,
+                     const py::object& object, int rows, long long cols,
+                     py::array_t<uint8_t>* kept) {
+  const TensorType type = tensor_type(type_wanted);
+  check_columns(cols);
+  *kept = typed_array<uint8_t>(object, "packed", 2);
+  const size_t group = group_bytes(type, static_cast<int>(cols), kernels.lanes);
+  const long long groups = (rows + kernels.lanes - 1LL) / kernels.lanes;
+  if (rows < 1 || kept->shape(0) != groups || static_cast<size_t>(kept->shape(1)) != group)
+    throw std::invalid_argument("packed must be what pack() made here of " + std::to_string(rows) +
+                                " " + type_wanted + " rows of " + std::to_string(cols) +
+                                " columns, got " + shape_text(*kept));
+  return {kept->data(), group, rows, static_cast<int>(cols), type};
+}
+
+void check_threads(int threads) {
+  if (threads < 1 || threads > 1024)
+    throw std::invalid_argument("threads must be in 1..1024, got " + std::to_string(threads));
 }
 
 struct Quantised {
@@ -129,26 +155,17 @@ py::array_t<float> project_packed(const std::string& variant, const std::string&
                                   const py::object& x_object, const py::object& norm_object,
                                   float eps, int threads) {
   const Kernels& kernels = runnable_kernels(variant);
-  const TensorType type = tensor_type(type_wanted);
   const auto x = typed_array<float>(x_object, "x", 2);
   const int cols = static_cast<int>(x.shape(1));
-  check_columns(cols);
-  const auto packed = typed_array<uint8_t>(packed_object, "packed", 2);
+  py::array_t<uint8_t> packed;
+  const Matrix w = packed_matrix(kernels, type_wanted, packed_object, rows, cols, &packed);
   const int groups = static_cast<int>(packed.shape(0));
-  const size_t group = group_bytes(type, cols, kernels.lanes);
-  if (rows < 1 || groups != ceil_div(rows, kernels.lanes) ||
-      static_cast<size_t>(packed.shape(1)) != group)
-    throw std::invalid_argument("packed must be what pack() made here of " + std::to_string(rows) +
-                                " " + type_wanted + " rows of " + std::to_string(cols) +
-                                " columns, got " + shape_text(packed));
-  if (threads < 1 || threads > 1024)
-    throw std::invalid_argument("threads must be in 1..1024, got " + std::to_string(threads));
+  check_threads(threads);
   py::array_t<float> norm;
   const float* norm_weight = nullptr;
   if (!norm_object.is_none()) norm_weight = norm_of(norm_object, x, &norm);
   py::array_t<float> out({static_cast<int>(x.shape(0)), rows});
   if (out.size() == 0) return out;
-  const Matrix w{packed.data(), group, rows, cols, type};
   float* const to = out.mutable_data();
   py::gil_scoped_release release;
   Quantised in;
@@ -181,6 +198,58 @@ py::array_t<float> op_dequantise(const std::string& variant, const std::string& 
   py::array_t<float> out({w.matrix.rows, cols});
   for (int r = 0; r < w.matrix.rows; ++r) unpack_row(kernels, w.matrix, r, out.mutable_data(r, 0));
   return out;
+}
+
+py::array_t<float> dequantise_packed(const std::string& variant, const std::string& type,
+                                     const py::object& packed_object, int rows, int cols) {
+  const Kernels& kernels = runnable_kernels(variant);
+  py::array_t<uint8_t> packed;
+  const Matrix w = packed_matrix(kernels, type, packed_object, rows, cols, &packed);
+  py::array_t<float> out({rows, cols});
+  float* const to = out.mutable_data();
+  py::gil_scoped_release release;
+  for (int r = 0; r < rows; ++r) unpack_row(kernels, w, r, to + static_cast<size_t>(r) * cols);
+  return out;
+}
+
+py::tuple sample(const std::string& variant, const py::object& logits_object,
+                 const py::object& sampling, int threads) {
+  const Kernels& kernels = runnable_kernels(variant);
+  const auto logits = typed_array<float>(logits_object, "sample: logits", 2);
+  const int vocab = static_cast<int>(logits.shape(1));
+  if (vocab < 1 || vocab > MAX_DRAW_VOCAB)
+    throw std::invalid_argument("sample: logits must have 1.." + std::to_string(MAX_DRAW_VOCAB) +
+                                " columns, got " + std::to_string(vocab));
+  check_threads(threads);
+  StepInput in;
+  in.samples = static_cast<int>(logits.shape(0));
+  ArrayReader arrays("sample");
+  read_sampling(sampling, &arrays, &in);
+  check_sampling("sample", in, vocab);
+  py::array_t<int32_t> ids(in.samples);
+  py::array_t<bool> finite(in.samples);
+  int32_t* const to_ids = ids.mutable_data();
+  bool* const to_finite = finite.mutable_data();
+  {
+    py::gil_scoped_release release;
+    Team team(std::max(std::min(threads, in.samples), 1));
+    team.reset(1);
+    std::vector<std::unique_ptr<Sampler>> samplers(team.threads());
+    for (auto& sampler : samplers) sampler = std::make_unique<Sampler>(kernels, vocab);
+    run_on_pool(team.threads(), [&](int thread) {
+      int phase = 0;
+      team.phase(&phase, thread, in.samples, 1, [&](int begin, int end) {
+        for (int row = begin; row < end; ++row) {
+          const float* const from = logits.data() + static_cast<size_t>(row) * vocab;
+          ScanResult scan;
+          kernels.scan(from, vocab, &scan);
+          to_ids[row] = samplers[thread]->draw(from, scan, sampling_row(in, row));
+          to_finite[row] = scan.finite != 0;
+        }
+      });
+    });
+  }
+  return py::make_tuple(ids, finite);
 }
 
 py::tuple op_quantise(const std::string& variant, const py::object& x_object,

@@ -19,6 +19,13 @@ pybind11::array_t<float> project_packed(const std::string& variant, const std::s
                                         const pybind11::object& packed, int rows,
                                         const pybind11::object& x, const pybind11::object& norm,
                                         float eps, int threads);
+// [rows, cols] of packed rows, exact but for Q4_1's rounded sum.
+pybind11::array_t<float> dequantise_packed(const std::string& variant, const std::string& type,
+                                           const pybind11::object& packed, int rows, int cols);
+// (ids int32 [rows], whether all of a row is finite) of logits [rows, vocab], drawn as the
+// SamplingBatch says; its logprobs are not computed.
+pybind11::tuple sample(const std::string& variant, const pybind11::object& logits,
+                       const pybind11::object& sampling, int threads);
 pybind11::array_t<float> op_dequantise(const std::string& variant, const std::string& type,
                                        const pybind11::object& rows, int cols);
 pybind11::tuple op_quantise(const std::string& variant, const pybind11::object& x,

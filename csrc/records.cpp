@@ -16,28 +16,6 @@ T field(const py::object& owner, const char* name) {
   }
 }
 
-void read_sampling(const py::object& sampling, ArrayReader* arrays, StepInput* in) {
-  const int n = in->samples;
-  in->temperature = arrays->read<float>(sampling, "temperature", n);
-  in->top_k = arrays->read<int32_t>(sampling, "top_k", n);
-  in->top_p = arrays->read<float>(sampling, "top_p", n);
-  in->min_p = arrays->read<float>(sampling, "min_p", n);
-  in->seed = arrays->read<uint64_t>(sampling, "seed", n);
-  in->draw = arrays->read<uint64_t>(sampling, "draw", n);
-  in->presence = arrays->read<float>(sampling, "presence", n);
-  in->frequency = arrays->read<float>(sampling, "frequency", n);
-  in->repetition = arrays->read<float>(sampling, "repetition", n);
-  in->history_count = in->bias_count = -1;
-  in->history_ids = arrays->read<int32_t>(sampling, "history_ids", &in->history_count);
-  in->history_starts = arrays->read<int32_t>(sampling, "history_starts", n + 1);
-  in->history_prompts = arrays->read<int32_t>(sampling, "history_prompts", n);
-  in->bias_ids = arrays->read<int32_t>(sampling, "bias_ids", &in->bias_count);
-  in->bias_values = arrays->read<float>(sampling, "bias_values", in->bias_count);
-  in->bias_starts = arrays->read<int32_t>(sampling, "bias_starts", n + 1);
-  in->logprobs = arrays->read<uint8_t>(sampling, "logprobs", n);
-  in->top_logprobs = arrays->read<int32_t>(sampling, "top_logprobs", n);
-}
-
 }  // namespace
 
 Config read_config(const py::object& from) {
@@ -59,6 +37,28 @@ Config read_config(const py::object& from) {
   config.context_length = field<int>(from, "context_length");
   config.tied_head = field<bool>(from, "tied_head");
   return config;
+}
+
+void read_sampling(const py::object& sampling, ArrayReader* arrays, StepInput* in) {
+  const int n = in->samples;
+  in->temperature = arrays->read<float>(sampling, "temperature", n);
+  in->top_k = arrays->read<int32_t>(sampling, "top_k", n);
+  in->top_p = arrays->read<float>(sampling, "top_p", n);
+  in->min_p = arrays->read<float>(sampling, "min_p", n);
+  in->seed = arrays->read<uint64_t>(sampling, "seed", n);
+  in->draw = arrays->read<uint64_t>(sampling, "draw", n);
+  in->presence = arrays->read<float>(sampling, "presence", n);
+  in->frequency = arrays->read<float>(sampling, "frequency", n);
+  in->repetition = arrays->read<float>(sampling, "repetition", n);
+  in->history_count = in->bias_count = -1;
+  in->history_ids = arrays->read<int32_t>(sampling, "history_ids", &in->history_count);
+  in->history_starts = arrays->read<int32_t>(sampling, "history_starts", n + 1);
+  in->history_prompts = arrays->read<int32_t>(sampling, "history_prompts", n);
+  in->bias_ids = arrays->read<int32_t>(sampling, "bias_ids", &in->bias_count);
+  in->bias_values = arrays->read<float>(sampling, "bias_values", in->bias_count);
+  in->bias_starts = arrays->read<int32_t>(sampling, "bias_starts", n + 1);
+  in->logprobs = arrays->read<uint8_t>(sampling, "logprobs", n);
+  in->top_logprobs = arrays->read<int32_t>(sampling, "top_logprobs", n);
 }
 
 StepInput read_batch(const py::object& batch, ArrayReader* arrays) {

@@ -11,5 +11,7 @@ namespace servewright {
 Config read_config(const py::object& config);
 // Types, ranks and contiguity are checked; `arrays` keeps what `batch` holds alive.
 StepInput read_batch(const py::object& batch, ArrayReader* arrays);
+// A SamplingBatch of `in->samples` rows.
+void read_sampling(const py::object& sampling, ArrayReader* arrays, StepInput* in);
 
 }  // namespace servewright

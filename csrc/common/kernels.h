@@ -87,6 +87,20 @@ struct QkvArgs {
   const int32_t* kv_slots;   // [tokens]
 };
 
+// The epilogue of QkvArgs by itself: q, k and v come from elsewhere.
+struct RopeArgs {
+  const float* qkv;      // [tokens, (heads + 2 kv_heads) * head_dim], q then k then v, unrotated
+  const float* cosines;  // [positions, head_dim / 2], one a pair
+  const float* sines;    // likewise
+  bool interleaved;      // pairs (2 i, 2 i + 1), else (i, i + head_dim / 2)
+  int heads;
+  float q_scale;
+  float* q_out;  // [tokens, heads * head_dim], rotated and scaled
+  KvLayer kv;
+  const int32_t* positions;  // [tokens], -1: a token of no sequence, which is passed by
+  const int32_t* kv_blocks;  // [tokens]
+};
+
 // out[token, row] (+)= w x. `accumulate` adds to what is there (the residual).
 struct ProjectArgs {
   Matrix w;
@@ -174,6 +188,8 @@ struct Kernels {
                            int end);
   // [begin, end) of row groups (of 32 rows for gate_up), then of activation tiles
   void (*qkv)(const QkvArgs&, int begin, int end, int tile_begin, int tile_end);
+  // [begin, end) of tokens
+  void (*rope_append)(const RopeArgs&, int begin, int end);
   void (*project)(const ProjectArgs&, int begin, int end, int tile_begin, int tile_end);
   void (*gate_up)(const GateUpArgs&, int begin, int end, int tile_begin, int tile_end);
   // [begin, end) of items

@@ -5,6 +5,7 @@
 #include "attention.h"
 #include "dense.h"
 #include "reductions.h"
+#include "rope.h"
 
 #if defined(SW_AVX512)
 #define SW_NAME avx512
@@ -24,9 +25,23 @@ namespace servewright {
 
 extern const Kernels SW_TABLE(SW_NAME);
 const Kernels SW_TABLE(SW_NAME) = {
-    SW_STRING(SW_NAME), LANES, TILE,    ROWS,    UNSIGNED_Q8, norm_rows,
-    finish_attention,   qkv,   project, gate_up, attention,   scan,
-    exponentials,       dense, unzip,   softmax,
+    SW_STRING(SW_NAME),
+    LANES,
+    TILE,
+    ROWS,
+    UNSIGNED_Q8,
+    norm_rows,
+    finish_attention,
+    qkv,
+    rope_append,
+    project,
+    gate_up,
+    attention,
+    scan,
+    exponentials,
+    dense,
+    unzip,
+    softmax,
 };
 
 }  // namespace servewright

@@ -92,6 +92,12 @@ PYBIND11_MODULE(SW_MODULE, m) {
         py::arg("stream"));
   m.def("gate_up", &cm::gate_up, py::arg("gate"), py::arg("up"), py::arg("x"), py::arg("norm"),
         py::arg("eps"), py::arg("out"), py::arg("stream"));
+  m.def("attention_workspace", &cm::attention_workspace, py::arg("heads"), py::arg("kv_heads"),
+        py::arg("head_dim"), py::arg("max_length"), py::arg("tokens"));
+  m.def("attention", &cm::attention, py::arg("qkv"), py::arg("cosines"), py::arg("sines"),
+        py::arg("pool"), py::arg("page_table"), py::arg("lengths"), py::arg("tickets"),
+        py::arg("partials"), py::arg("out"), py::arg("max_length"), py::arg("interleaved"),
+        py::arg("stream"));
   m.def("sampling_workspace", &cm::sampling_workspace, py::arg("vocab"), py::arg("rows"));
   m.def("mlp_workspace", &cm::mlp_workspace, py::arg("widths"), py::arg("tokens"));
   m.def("mlp", &cm::mlp, py::arg("x"), py::arg("weights"), py::arg("biases"),

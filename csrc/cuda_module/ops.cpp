@@ -24,6 +24,22 @@ void check_vocab(const char* caller, int vocab) {
                                 std::to_string(vocab));
 }
 
+void check_attention(const char* caller, int heads, int kv_heads, int head_dim, int max_length,
+                     int tokens) {
+  constexpr int MAX_GROUP = 8;
+  const auto check = [&](bool is_good, const char* wanted, int got) {
+    if (!is_good)
+      throw std::invalid_argument(std::string(caller) + ": " + wanted + ", got " +
+                                  std::to_string(got));
+  };
+  check(kv_heads >= 1 && kv_heads <= 1 << 16, "kv_heads must be in 1..65536", kv_heads);
+  check(heads >= kv_heads && heads % kv_heads == 0 && heads / kv_heads <= MAX_GROUP,
+        "heads must be 1 to 8 for each KV head", heads);
+  check(head_dim == 64 || head_dim == 128, "head_dim must be 64 or 128", head_dim);
+  check(max_length >= 1 && max_length <= 1 << 24, "max_length must be in 1..2^24", max_length);
+  check(tokens >= 0 && tokens <= cuda::MAX_DECODE_TOKENS, "tokens must be in 0..64", tokens);
+}
+
 cuda::NormInput read_normed(Tensors& tensors, const Object& x, const Object& norm, float eps,
                             int cols, int* tokens) {
   const float* rows = tensors.read<const float>(x, "x", {Size::any(tokens), cols});
@@ -93,6 +109,50 @@ void gate_up(const Matrix& gate, const Matrix& up, const Object& x, const Object
   auto* to = tensors.read<bfloat16>(out, "out", {tokens, g.rows});
   run("gate_up", gate.device(), all(tensors, {&gate.regions(), &up.regions()}),
       [&] { return cuda::gate_up(g, u, in, to, tokens, to_stream(stream)); });
+}
+
+int64_t attention_workspace(int heads, int kv_heads, int head_dim, int max_length, int tokens) {
+  check_attention("attention_workspace", heads, kv_heads, head_dim, max_length, tokens);
+  return static_cast<int64_t>(
+      cuda::attention_workspace(heads, kv_heads, head_dim, max_length, tokens));
+}
+
+void attention(const Object& qkv, const Object& cosines, const Object& sines, const Object& pool,
+               const Object& page_table, const Object& lengths, const Object& tickets,
+               const Object& partials, const Object& out, int max_length, bool interleaved,
+               uintptr_t stream) {
+  Tensors tensors("attention");
+  cuda::AttentionArgs args = {};
+  int tokens = 0;
+  args.out = tensors.read<bfloat16>(
+      out, "out", {Size::any(&tokens), Size::any(&args.heads), Size::any(&args.head_dim)});
+  args.pool = tensors.read<bfloat16>(
+      pool, "pool",
+      {Size::at_least(1), 2, Size::any(&args.kv_heads), cuda::PAGE_POSITIONS, args.head_dim});
+  check_attention("attention", args.heads, args.kv_heads, args.head_dim, max_length, tokens);
+  const int pages = (max_length + cuda::PAGE_POSITIONS - 1) / cuda::PAGE_POSITIONS;
+  const Size positions = Size::at_least(max_length), pairs = args.head_dim / 2;
+  args.qkv = tensors.read<const float>(
+      qkv, "qkv", {tokens, int64_t{args.heads + 2 * args.kv_heads} * args.head_dim});
+  args.cosines = tensors.read<const float>(cosines, "cosines", {positions, pairs});
+  args.sines = tensors.read<const float>(sines, "sines", {positions, pairs});
+  args.page_table = tensors.read<const int32_t>(page_table, "page_table",
+                                                {tokens, Size::at_least(pages, &args.table_width)},
+                                                sizeof(int32_t));
+  args.lengths = tensors.read<const int32_t>(lengths, "lengths", {tokens}, sizeof(int32_t));
+  args.tickets = reinterpret_cast<unsigned*>(tensors.read<int32_t>(
+      tickets, "tickets", {Size::at_least(int64_t{tokens} * args.kv_heads)}, sizeof(int32_t)));
+  const size_t bytes =
+      cuda::attention_workspace(args.heads, args.kv_heads, args.head_dim, max_length, tokens);
+  args.partials = reinterpret_cast<float*>(
+      tensors.read<uint8_t>(partials, "partials", {Size::at_least(static_cast<int64_t>(bytes))}));
+  args.max_length = max_length;
+  args.interleaved_rope = interleaved;
+  const int device = tensors.device();
+  const cuda::Processors held = processors(device);
+  args.max_blocks = cuda::attention_blocks(args.head_dim, held.count, held.shared_bytes);
+  run("attention", device, tensors.regions(),
+      [&] { return cuda::attention(args, tokens, to_stream(stream)); });
 }
 
 int64_t sampling_workspace(int vocab, int rows) {

@@ -325,24 +325,7 @@ void Runner::sample(const StepInput& in, int row, Sampler* sampler, StepOutput* 
   ScanResult scan;
   kernels_.scan(logits, vocab, &scan);
   finite_[row] = scan.finite != 0;
-  const int32_t history = in.history_starts[row], bias = in.bias_starts[row];
-  const SamplingRow params{in.temperature[row],
-                           in.top_p[row],
-                           in.min_p[row],
-                           in.presence[row],
-                           in.frequency[row],
-                           in.repetition[row],
-                           in.top_k[row],
-                           in.seed[row],
-                           in.draw[row],
-                           in.history_ids + history,
-                           in.history_starts[row + 1] - history,
-                           in.history_prompts[row],
-                           in.bias_ids + bias,
-                           in.bias_values + bias,
-                           in.bias_starts[row + 1] - bias,
-                           in.logprobs[row] != 0,
-                           in.top_logprobs[row]};
+  const SamplingRow params = sampling_row(in, row);
   out->token_ids[row] = sampler->draw(logits, scan, params);
   if (params.wants_logprob || params.top_logprobs > 0)
     sampler->logprobs(logits, scan, params, out->token_ids[row], &out->logprobs[row],

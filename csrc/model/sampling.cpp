@@ -24,6 +24,27 @@ constexpr int SUM_IDS = 256;  // ids summed apart, so that the draw looks into o
 
 }  // namespace
 
+SamplingRow sampling_row(const StepInput& in, int row) {
+  const int32_t history = in.history_starts[row], bias = in.bias_starts[row];
+  return {in.temperature[row],
+          in.top_p[row],
+          in.min_p[row],
+          in.presence[row],
+          in.frequency[row],
+          in.repetition[row],
+          in.top_k[row],
+          in.seed[row],
+          in.draw[row],
+          in.history_ids + history,
+          in.history_starts[row + 1] - history,
+          in.history_prompts[row],
+          in.bias_ids + bias,
+          in.bias_values + bias,
+          in.bias_starts[row + 1] - bias,
+          in.logprobs[row] != 0,
+          in.top_logprobs[row]};
+}
+
 double uniform(uint64_t seed, uint64_t draw) {
   return static_cast<double>(random_bits(seed, draw)) * 0x1p-53;
 }

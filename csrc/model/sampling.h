@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../common/kernels.h"
+#include "step.h"
 
 namespace servewright {
 
@@ -23,6 +24,8 @@ struct SamplingRow {
   bool wants_logprob;
   int top_logprobs;
 };
+
+SamplingRow sampling_row(const StepInput& in, int row);
 
 // A number in [0, 1), a multiple of 2^-53. Philox4x32-10 of Salmon et al., "Parallel random
 // numbers: as easy as 1, 2, 3" (SC11); key = seed, counter = (draw, 0), low words first.

@@ -46,9 +46,24 @@ struct StepOutput {
   bool finite = true;
 };
 
-// Throws std::invalid_argument that names the argument, what was wanted and what came.
+// All checks throw std::invalid_argument that names caller and argument, what was wanted and what
+// came.
+
 // After it, every index of the step lies within its array and no KV slot is written twice or by one
 // sequence and read by another.
 void check_step(const StepInput& in, const Config& config, int num_blocks);
+
+// Its part about the samples, of which `in` must tell only what concerns them.
+void check_sampling(const char* caller, const StepInput& in, int vocab);
+
+// What a step brings to a sequence: positions [begin, end); those before `begin` it has.
+struct Brought {
+  long long begin, end;
+};
+
+// Its part about pages: tables [parts, width], called `name`, of pages [0, pages). The caller knows
+// that `width` has room for every part. A sequence without positions touches no page.
+void check_pages(const char* caller, const char* name, const int32_t* tables, int width,
+                 const std::vector<Brought>& parts, int pages);
 
 }  // namespace servewright

@@ -217,6 +217,35 @@ def gate_up(
 ) -> None:
     """out = silu(gate y) * (up y), bf16 [tokens, rows]; y = rms_norm(x). Both of one type."""
 
+def attention_workspace(
+    heads: int, kv_heads: int, head_dim: int, max_length: int, tokens: int
+) -> int:
+    """Bytes of the `partials` of `attention`."""
+
+def attention(
+    qkv: Tensor,
+    cosines: Tensor,
+    sines: Tensor,
+    pool: Tensor,
+    page_table: Tensor,
+    lengths: Tensor,
+    tickets: Tensor,
+    partials: Tensor,
+    out: Tensor,
+    max_length: int,
+    interleaved: bool,
+    stream: int,
+) -> None:
+    """One new token a sequence: RoPE, append to the pool, attention.
+
+    qkv: float32 [tokens, (heads + 2 kv_heads) head_dim], tokens at most MAX_SLOTS.  pool: bf16 of a
+    layer, [pages, 2, kv_heads, PAGE_POSITIONS, head_dim].  page_table: int32 [tokens, width].
+    lengths: int32 [tokens], the new token counted, none above max_length; 0 for an empty slot.
+    cosines, sines: as of `Model`, max_length positions or more.  tickets: int32 [tokens *
+    kv_heads or more], 0 before the first launch, and again after each.  partials: uint8
+    [attention_workspace(...) or more].  out: bf16 [tokens, heads, head_dim].
+    """
+
 def sampling_workspace(vocab: int, rows: int) -> int:
     """Bytes of the workspace of `sample`."""
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from servewright_runtime.models.runner import LlamaConfig, StepBatch
+from servewright_runtime.models.runner import LlamaConfig, SamplingBatch, StepBatch
 
 _Float32s = npt.NDArray[np.float32]
 _Int32s = npt.NDArray[np.int32]
@@ -58,6 +58,24 @@ def project_packed(
     eps: float,
     threads: int,
 ) -> _Float32s: ...
+def dequantise_packed(
+    variant: str, tensor_type: str, packed: _Bytes, rows: int, cols: int
+) -> _Float32s: ...
+def attend(
+    variant: str,
+    qkv: _Float32s,
+    pool: npt.NDArray[np.float16],
+    page_table: _Int32s,
+    lengths: _Int32s,
+    cosines: _Float32s,
+    sines: _Float32s,
+    heads: int,
+    interleaved: bool,
+    threads: int,
+) -> _Float32s: ...
+def sample(
+    variant: str, logits: _Float32s, sampling: SamplingBatch, threads: int
+) -> tuple[_Int32s, npt.NDArray[np.bool_]]: ...
 def project(variant: str, tensor_type: str, rows: _Bytes, x: _Float32s) -> _Float32s: ...
 def dequantise(variant: str, tensor_type: str, rows: _Bytes, cols: int) -> _Float32s: ...
 def quantise(

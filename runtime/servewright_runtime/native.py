@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from servewright_runtime.errors import ConfigError
-from servewright_runtime.models.runner import LlamaConfig, StepBatch, StepResult
+from servewright_runtime.models.runner import LlamaConfig, SamplingBatch, StepBatch, StepResult
 
 if TYPE_CHECKING:
     from servewright_runtime import _native
@@ -205,3 +205,60 @@ def project_packed(
     """
     kernel = variant if variant is not None else chosen_variant()
     return _native.project_packed(kernel, tensor_type, packed, rows, x, norm, eps, threads)
+
+
+def dequantise_packed(
+    packed: npt.NDArray[np.uint8],
+    tensor_type: str,
+    rows: int,
+    cols: int,
+    *,
+    variant: str | None = None,
+) -> npt.NDArray[np.float32]:
+    """What pack() made of rows, as float32 [rows, cols]; exact, but that Q4_1 is d q + m rounded.
+
+    Raises ValueError where `packed` is not what pack() makes here of such rows.
+    """
+    kernel = variant if variant is not None else chosen_variant()
+    return _native.dequantise_packed(kernel, tensor_type, packed, rows, cols)
+
+
+def attend(
+    qkv: npt.NDArray[np.float32],
+    pool: npt.NDArray[np.float16],
+    page_table: npt.NDArray[np.int32],
+    lengths: npt.NDArray[np.int32],
+    cosines: npt.NDArray[np.float32],
+    sines: npt.NDArray[np.float32],
+    heads: int,
+    *,
+    interleaved: bool = True,
+    threads: int = 1,
+    variant: str | None = None,
+) -> npt.NDArray[np.float32]:
+    """RoPE of q and k, k and v into the pool, causal attention: [tokens, heads * head_dim].
+
+    Arrays as csrc/attend.h has them; as many tokens a sequence as qkv has for each of `lengths`.
+    A token has the same bits in any batch and any chunk. Releases the GIL.
+    Raises ValueError that names the array and the value, before any write.
+    """
+    kernel = variant if variant is not None else chosen_variant()
+    return _native.attend(
+        kernel, qkv, pool, page_table, lengths, cosines, sines, heads, interleaved, threads
+    )
+
+
+def sample(
+    logits: npt.NDArray[np.float32],
+    sampling: SamplingBatch,
+    *,
+    threads: int = 1,
+    variant: str | None = None,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+    """A token for each row of logits [rows, vocab], and whether all of the row is finite.
+
+    The draw is that of models/sampling_reference.py; a row that is not finite gets its highest
+    number. Raises ValueError that names the column and the value.
+    """
+    kernel = variant if variant is not None else chosen_variant()
+    return _native.sample(kernel, logits, sampling, threads)

@@ -42,6 +42,22 @@ def sampling_arrays(rows: int = TOKENS) -> dict[str, Array]:
     return arrays | {"top_ids": np.zeros((rows, 2), np.int32), "top_values": floats(rows, 2)}
 
 
+def attention_arrays(cuda: Any) -> dict[str, Array]:
+    """Of 2 heads a KV head of 64, empty slots."""
+    int32 = np.int32
+    return {
+        "qkv": floats(TOKENS, 4 * 64),
+        "cosines": floats(20, 32),
+        "sines": floats(20, 32),
+        "pool": np.zeros((3, 2, 1, 16, 64), np.uint16),
+        "page_table": np.zeros((TOKENS, 2), int32),
+        "lengths": np.zeros(TOKENS, int32),
+        "tickets": np.zeros(TOKENS, int32),
+        "partials": np.zeros(cuda.attention_workspace(2, 1, 64, 20, TOKENS), np.uint8),
+        "out": np.zeros((TOKENS, 2, 64), np.uint16),
+    }
+
+
 SAMPLING = (
     "temperature", "top_k", "top_p", "min_p", "seed", "draw", "presence", "frequency",
     "repetition", "history_ids", "history_starts", "history_prompts", "bias_ids", "bias_values",
@@ -55,13 +71,16 @@ NAMES = {
     "project_normed": ("x", "norm", "out"),
     "project_residual": ("inp", "x"),
     "gate_up": ("x", "norm", "out"),
+    "attention": (
+        "qkv", "cosines", "sines", "pool", "page_table", "lengths", "tickets", "partials", "out",
+    ),
     "sample": ("logits", "workspace"),
     "dequantise": ("out",),
     "rope_append": ("qkv", "cosines", "sines", "pool", "pages", "q_rotated"),
     "prefill_attention": ("q_rotated", "pool", "pages", "out"),
     "residual_norm": ("x", "delta", "weight", "out"),
     "silu_mul": ("inp", "out"),
-}
+}  # fmt: skip
 ARRAYS = [(op, name) for op, names in NAMES.items() for name in names]
 
 
@@ -95,6 +114,10 @@ def ops() -> dict[str, tuple[Callable[..., Any], dict[str, Array]]]:
         "gate_up": (
             lambda x, norm, out: cuda.gate_up(matrix, matrix, x, norm, 1e-5, out, 0),
             {"x": floats(TOKENS, COLS), "norm": floats(COLS), "out": halves[:, :ROWS].copy()},
+        ),
+        "attention": (
+            lambda **arrays: cuda.attention(**arrays, max_length=20, interleaved=True, stream=0),
+            attention_arrays(cuda),
         ),
         "sample": (
             lambda logits, workspace: cuda.sample(
@@ -231,6 +254,8 @@ def test_an_array_of_another_size_is_refused_before_any_write(
         (op, name) for op in ("rope_append", "prefill_attention") for name in ("pool", "pages")
     }
     free |= {("rope_append", "cosines"), ("rope_append", "sines")}
+    free |= {("attention", name) for name in ("cosines", "sines", "pool", "page_table")}
+    free |= {("attention", name) for name in ("tickets", "partials")}
     if shape == list(arrays[name].shape) or which in free or op in ("sample", "project_normed"):
         return  # may be right, and an op would then run on numbers that mean nothing
     with pytest.raises(ValueError, match=rf"^{op}: \w+ must [^\n]+$"):
@@ -285,6 +310,30 @@ def test_a_size_that_no_memory_has_is_refused(cuda: Any, size: int) -> None:
     logits = floats(TOKENS, VOCAB + 3)
     with pytest.raises(ValueError, match=r"^sample: workspace must [^\n]+$"):
         cuda.sample(logits, VOCAB, cuda.Sampling(sampling_arrays()), Claims((size,), None), 0)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [
+        ((9, 1, 64, 20, 3), "heads must be 1 to 8 for each KV head, got 9"),
+        ((3, 2, 64, 20, 3), "heads must be 1 to 8 for each KV head, got 3"),
+        ((2, 0, 64, 20, 3), r"kv_heads must be in 1\.\.65536, got 0"),
+        ((2, 1, 96, 20, 3), "head_dim must be 64 or 128, got 96"),
+        ((2, 1, 64, 0, 3), r"max_length must be in 1\.\.2\^24, got 0"),
+        ((2, 1, 64, 20, 65), r"tokens must be in 0\.\.64, got 65"),
+    ],
+)
+def test_attention_that_no_kernel_computes_is_refused(
+    cuda: Any, sizes: tuple[int, ...], told: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^attention_workspace: {told}$"):
+        cuda.attention_workspace(*sizes)
+    heads, kv_heads, dim, max_length, tokens = sizes
+    arrays = attention_arrays(cuda)
+    arrays["out"] = np.zeros((tokens, heads, dim), np.uint16)
+    arrays["pool"] = np.zeros((3, 2, kv_heads, 16, dim), np.uint16)
+    with pytest.raises(ValueError, match=f"^attention: {told}$"):
+        cuda.attention(**arrays, max_length=max_length, interleaved=True, stream=0)
 
 
 def test_a_step_says_what_it_lacks(cuda: Any) -> None:

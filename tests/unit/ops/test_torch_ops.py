@@ -3,6 +3,8 @@ emulator."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from servewright_runtime.ops import mlp_reference, torch_ops
 from support.emulated_module import emulated_module
 from support.native_model import TYPES, decode, encode
 from support.networks import ACTIVATIONS, random_net
+from support.tree import text_of
 
 torch_ops.register()
 OPS = torch.ops.servewright
@@ -190,9 +193,9 @@ def test_what_cuda_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mlp_of_cuda_gives_what_its_reference_gives() -> None:
     x, weights, biases, activations = network((2, 3))
     exact = mlp_reference.mlp(x.double(), weights, biases, activations)
-    got = torch_ops.run_mlp(emulated_module(), x, weights, biases, activations, 0)
+    got = torch_ops.Mlp(x, weights, biases, activations).on_cuda(emulated_module(), 0)
     torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=1e-6)
-    empty = torch_ops.run_mlp(emulated_module(), x[:0], weights, biases, activations, 0)
+    empty = torch_ops.Mlp(x[:0], weights, biases, activations).on_cuda(emulated_module(), 0)
     assert empty.shape == (0, 3, 5)
 
 
@@ -203,7 +206,8 @@ def test_project_of_cuda_gives_what_float64_gives(norm: bool) -> None:
         (x, _, _, rows), more = projection(tensor_type, norm=norm)
         packed = torch.empty(kernels.packed_bytes(tensor_type, rows, 64), dtype=torch.uint8)
         kernels.pack(tensor_type, 64, more["rows"], packed.numpy())
-        got = torch_ops.run_project(kernels, x, packed, tensor_type, rows, more["norm"], 1e-5, 0)
+        call = torch_ops.Project(x, packed, tensor_type, rows, more["norm"])
+        got = call.on_cuda(kernels, 0)
         # Activations are rounded to bf16.
         assert (got - more["exact"]).abs().max() <= 2**-8 * 4 * more["exact"].abs().max()
 
@@ -223,6 +227,52 @@ def test_the_cuda_module_refuses_networks_that_do_not_fit(
     out, workspace = torch.empty(3, 5), torch.zeros(1 << 16, dtype=torch.uint8)
     with pytest.raises(ValueError, match=told):
         kernels.mlp(*args, out, workspace, 0)
+
+
+def test_dense_weights_of_both_devices_are_those_of_the_file() -> None:
+    kernels = emulated_module()
+    for tensor_type in TYPES:
+        rows = encode(
+            np.random.default_rng(3).normal(size=(37, 96)).astype(np.float32), tensor_type
+        )
+        exact = torch.from_numpy(decode(rows, tensor_type))
+        args = (torch_ops.pack(torch.from_numpy(rows), tensor_type, 96), tensor_type, 37, 96)
+        torch.library.opcheck(OPS.dequantise.default, args)
+        got = OPS.dequantise(*args)
+        assert (got - exact).abs().max() <= 2**-23 * exact.abs().max()
+        assert torch.equal(got, exact.float()) or tensor_type == "Q4_1"
+        if tensor_type in kernels.WEIGHT_TYPES:
+            packed = torch.empty(kernels.packed_bytes(tensor_type, 37, 96), dtype=torch.uint8)
+            kernels.pack(tensor_type, 96, rows, packed.numpy())
+            on_cuda = torch_ops.Dequantise(packed, tensor_type, 37, 96).on_cuda(kernels, 0)
+            assert torch.equal(on_cuda, exact.float().bfloat16())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"cols": 65}, "cols must be a multiple of 32, got 65"),
+        ({"cols": 96}, "packed must be what pack.. made here of 37 Q8_0 rows of 96 columns"),
+        ({"rows": 70}, "packed must be what pack.. made here of 70 Q8_0 rows"),
+        ({"tensor_type": "Q6_K"}, "tensor_type is Q6_K; choose one of F32"),
+        ({"packed": torch.zeros(3, 34)}, "packed must be uint8, got float32"),
+    ],
+)
+def test_packed_weights_that_do_not_fit_are_refused(change: dict[str, Any], told: str) -> None:
+    (_, packed, tensor_type, rows), _ = projection("Q8_0")
+    args = {"packed": packed, "tensor_type": tensor_type, "rows": rows, "cols": 64} | change
+    with pytest.raises(ValueError, match=told):
+        OPS.dequantise(**args)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own compiler warns of what it finds
+@pytest.mark.timeout(600)
+def test_the_examples_of_the_page_run() -> None:
+    page, names = text_of(Path("docs/ops.md")), dict[str, Any]()
+    for text in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        exec(compile(text, "docs/ops.md", "exec"), names)  # noqa: S102
+    for op in torch_ops.OPS:
+        assert f"`servewright::{op.NAME}{op.SCHEMA}`" in page
 
 
 def test_every_activation_has_one_name() -> None:
