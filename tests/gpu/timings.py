@@ -2,7 +2,8 @@
 
 An 8B Llama of random weights, at batch 1 after 1,024 positions as predicted, and with more slots.
 A step's time is the median of many replays of its captured graph; every replay reads all weights,
-many times the L2 cache, so none is flattered by it. The launches' own times are the profiler's.
+and each slot K and V of pages of its own: many times the L2 cache, so none is flattered by it. The
+launches' own times are the profiler's.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from servewright_runtime.config import KvPlan
 from servewright_runtime.cuda.device import Device
 from servewright_runtime.cuda.runner import CudaRunner
 from servewright_runtime.models.llama import tensor_shapes
-from servewright_runtime.models.runner import LlamaConfig
+from servewright_runtime.models.runner import LlamaConfig, StepBatch
 from support.native_model import encode
 from support.steps import Piece, make_batch
 
@@ -30,6 +31,8 @@ TYPES = ("BF16", "Q8_0", "Q4_0", "Q4_1")
 SLOTS = (1, 8, 32, 64)
 REPLAYS = 100
 PROMPT = 1024  # tokens of a timed prefill
+PAGE = 16  # positions
+BF16_BYTES = 2
 LLAMA_8B = LlamaConfig(
     vocab_size=roofline.VOCAB,
     hidden_size=roofline.HIDDEN,
@@ -61,10 +64,15 @@ class Timed:
 
 
 def steps(
-    kernels: ModuleType, device: Device, config: LlamaConfig = LLAMA_8B, *, replays: int = REPLAYS
+    kernels: ModuleType,
+    device: Device,
+    config: LlamaConfig = LLAMA_8B,
+    *,
+    types: Sequence[str] = TYPES,
+    replays: int = REPLAYS,
 ) -> Iterator[Timed]:
     """Of every weight type."""
-    for weights in TYPES:
+    for weights in types:
         runner = _random_runner(kernels, device, config, weights)
         predicted = list(roofline.launches(weights)) if config == LLAMA_8B else []
         for slots in SLOTS:
@@ -74,19 +82,19 @@ def steps(
         runner.close()
 
 
-def copy_rate(device: Device) -> float:
-    """Bytes a second, read and written, of a copy of 2 GiB: this card's own ceiling."""
-    source = torch.empty(1 << 31, dtype=torch.uint8, device=device.place)
+def copy_rate(device: Device, size: int = 1 << 31) -> float:
+    """Bytes a second, read and written, of a copy of `size` bytes: this card's own ceiling."""
+    source = torch.empty(size, dtype=torch.uint8, device=device.place)
     target = torch.empty_like(source)
     with device.entered():
-        seconds = _median(lambda: target.copy_(source), 20)
+        seconds = _median(device, lambda: target.copy_(source), 20)
     return 2 * source.nbytes / seconds
 
 
-def table(timed: Sequence[Timed], device: Device) -> str:
+def table(timed: Sequence[Timed], rate: float) -> str:
     """Markdown, with this card's copy rate and each share of the datasheet's."""
     lines = [
-        f"Copy rate of this card: {copy_rate(device) / 1e12:.2f} TB/s",
+        f"Copy rate of this card: {rate / 1e12:.2f} TB/s",
         "",
         "| weights | what | slots | us | predicted, us | GB/s | of 3.35 TB/s |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -111,7 +119,7 @@ def _random_runner(
     runner = CudaRunner(
         config,
         types,
-        cache=lambda limit: KvPlan(max(SLOTS) * longest // 16 // 8 + longest // 16, longest),
+        cache=lambda limit: KvPlan(max(SLOTS) * positions(config) // PAGE, longest),
         longest=longest,
         max_batch=max(SLOTS),
         step_tokens=PROMPT,
@@ -133,15 +141,33 @@ def _random_runner(
     return runner
 
 
-def _batch(runner: CudaRunner, slots: int) -> object:
-    """Sequences that decode behind 1,024 positions, all on the same pages but the last."""
-    config, positions = runner.config, min(roofline.CONTEXT, runner.config.context_length // 2)
-    shared = list(range(positions // 16 - 1))
+def positions(config: LlamaConfig) -> int:
+    """Of a timed sequence, the new token counted: 1,024 unless the model has fewer."""
+    return min(roofline.CONTEXT, config.context_length // 2)
+
+
+def batch(config: LlamaConfig, slots: int) -> StepBatch:
+    """Sequences that decode at their last position, each on pages of its own."""
+    pages = positions(config) // PAGE
     pieces = [
-        Piece([i % config.vocab_size], positions - 1, [*shared, len(shared) + i])
+        Piece([i % config.vocab_size], positions(config) - 1, range(i * pages, (i + 1) * pages))
         for i in range(slots)
     ]
     return make_batch(pieces, logits=False)
+
+
+def step_bytes(kernels: ModuleType, config: LlamaConfig, weights: str, slots: int) -> int:
+    """What a step reads at least: all matrices once, and K and V of every slot's positions.
+
+    Of an embedding that is not the head too it reads a row a slot, which is left out.
+    """
+    matrices = sum(
+        int(kernels.packed_bytes(weights, shape[1], shape[0]))
+        for name, shape in tensor_shapes(config)
+        if len(shape) == 2 and (name != "token_embd.weight" or config.tied_head)
+    )
+    position = 2 * BF16_BYTES * config.kv_heads * config.head_dim
+    return matrices + slots * positions(config) * config.layers * position
 
 
 def _step(
@@ -152,34 +178,29 @@ def _step(
     predicted: Sequence[roofline.Launch],
     replays: int,
 ) -> Timed:
-    runner.step(_batch(runner, slots))  # type: ignore[arg-type]
+    runner.step(batch(runner.config, slots))
     with device.entered():
-        seconds = _median(runner._decode._replays[runner._decode.slots_for(slots)], replays)
+        replay = runner._decode._replays[runner._decode.slots_for(slots)]
+        seconds = _median(device, replay, replays)
     one = [sum(e.times * e.seconds(b) for e in predicted) for b in roofline.BOUNDARIES]
     return Timed(
         weights,
         "step",
         slots,
         seconds,
-        runner.weights_bytes - _embedding_bytes(runner, weights),
+        step_bytes(runner._kernels, runner.config, weights, slots),
         (one[0], one[1]) if predicted and slots == 1 else None,
     )
 
 
-def _embedding_bytes(runner: CudaRunner, weights: str) -> int:
-    """Of which a step reads a row a slot."""
-    config = runner.config
-    if config.tied_head:
-        return 0
-    return int(runner._kernels.packed_bytes(weights, config.vocab_size, config.hidden_size))
-
-
 def _prefill(runner: CudaRunner, device: Device, weights: str, repeats: int) -> Timed:
     tokens = min(PROMPT, runner.config.context_length // 2)
-    piece = Piece([i % runner.config.vocab_size for i in range(tokens)], 0, range(tokens // 16 + 1))
-    batch = make_batch([piece], sample=[tokens - 1], logits=False)
+    piece = Piece(
+        [i % runner.config.vocab_size for i in range(tokens)], 0, range(tokens // PAGE + 1)
+    )
+    prompt = make_batch([piece], sample=[tokens - 1], logits=False)
     with device.entered():
-        seconds = _median(lambda: runner.step(batch), repeats)
+        seconds = _median(device, lambda: runner.step(prompt), repeats)
     return Timed(weights, f"prefill of {tokens}", 1, seconds, 0, None)
 
 
@@ -210,10 +231,10 @@ def _launches(
         yield Timed(weights, f"launch: {launch.name}", 1, each, launch.floor, ends)
 
 
-def _median(launch: Callable[[], object], repeats: int) -> float:
+def _median(device: Device, launch: Callable[[], object], repeats: int) -> float:
     """Seconds on the current stream, by events; on the CPU, of its clock."""
     launch()
-    if not torch.cuda.is_available():
+    if device.place.type != "cuda":
         times = []
         for _ in range(repeats):
             start = time.perf_counter()
