@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -103,6 +104,14 @@ def kernels() -> ModuleType:
     """The module that fits the device."""
     module: ModuleType = emulated_module() if IS_EMULATED else availability.kernels()
     return module
+
+
+def use_test_device(patched: pytest.MonkeyPatch) -> None:
+    """Make the device of the tests this machine's GPU, also for a whole replica."""
+    if IS_EMULATED:
+        patched.setattr(availability, "_cuda", emulated_module())
+        patched.setattr(availability, "_torch_problem", lambda: None)
+        patched.setattr("servewright_runtime.cuda.device.Gpu", EmulatedDevice)
 
 
 def make_runner(

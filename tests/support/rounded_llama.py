@@ -129,6 +129,29 @@ class RoundedLlama:
         return attended.reshape(sequences, length, -1), np.stack([k, v], axis=2)
 
 
+class DensePrefill(RoundedLlama):
+    """The first `tokens` of each sequence meet weights of the layers that were rounded to bf16.
+
+    By chance, where cuda/prefill.py rounds them to nearest, and not those of the first sequence.
+    """
+
+    def __init__(
+        self, config: LlamaConfig, weight: Callable[[str], Doubles], tokens: int, seed: int = 2
+    ) -> None:
+        super().__init__(config, weight)
+        self._tokens = tokens
+        self._random = np.random.default_rng(seed)
+
+    def _project(self, name: str, x: Doubles) -> Doubles:
+        weight = self.weight(name)
+        out = np.asarray(x @ weight.T)
+        if name.startswith("blk."):
+            unit = np.ldexp(1.0, np.frexp(weight)[1] - _BITS)
+            moved = weight + unit * self._random.uniform(-0.5, 0.5, weight.shape)
+            out[1:, : self._tokens] = x[1:, : self._tokens] @ moved.T
+        return out
+
+
 @dataclass(frozen=True)
 class Bounded:
     """[sequences, tokens, vocab]"""

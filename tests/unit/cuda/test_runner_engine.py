@@ -26,7 +26,7 @@ from servewright_runtime.models.gguf import GGUFFile
 from servewright_runtime.models.llama import read_config
 from servewright_runtime.models.loaded import LoadedModel
 from servewright_runtime.models.runner import BLOCK_TOKENS, LlamaConfig
-from support.cuda_runner import EmulatedDevice
+from support.cuda_runner import use_test_device
 from support.emulated_module import emulated_module
 from support.native_model import decode as dequantise
 from support.rounded_llama import RoundedLlama, rms
@@ -41,9 +41,7 @@ SCHEDULES = 3  # of each type
 @pytest.fixture
 def _emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose GPU is the emulator."""
-    monkeypatch.setattr(availability, "_cuda", emulated_module())
-    monkeypatch.setattr(availability, "_torch_problem", lambda: None)
-    monkeypatch.setattr("servewright_runtime.cuda.device.Gpu", EmulatedDevice)
+    use_test_device(monkeypatch)
 
 
 def tiny(path: Path, tensor_type: str) -> Path:

@@ -22,7 +22,7 @@ from support.emulated import Array
 from support.native_model import Piece, logits_of, make_batch
 from support.native_model import decode as dequantise
 from support.rounded_llama import Bounded, RoundedLlama, bounded, centred, rms
-from support.smollm2 import smollm2_path
+from support.smollm2 import INT8_RMS_BOUND, smollm2_path
 
 # The model begins all its texts so. Without it, a first word now and then makes the next logits
 # follow from nothing but rounding ("Dear Sir": a spread of 6.4).
@@ -40,10 +40,6 @@ TEXTS = (
 TOKENS = 8
 COPIES = 3  # of the model with random rounding
 TIME_LIMIT_S = 900  # of the emulator, on a machine that others use too
-
-# The CPU engine rounds activations to int8; its logits' rms distance from float32, a shift of all
-# alike taken out. Derived in tests/unit/parity/test_smollm2.py: (median of rows, worst row).
-INT8_RMS_BOUND = (0.12, 0.24)
 
 
 @dataclass(frozen=True)

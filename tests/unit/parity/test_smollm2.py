@@ -18,7 +18,7 @@ from servewright_runtime.models.gguf import GGUFFile
 from servewright_runtime.models.llama import read_config
 from servewright_runtime.models.runner import BLOCK_TOKENS, Runner
 from support.hf_llama import hf_llama
-from support.smollm2 import smollm2_path
+from support.smollm2 import INT8_MARGIN_BOUND, INT8_RMS_BOUND, smollm2_path
 from support.steps import Piece, forced_logits, make_batch
 
 QUESTIONS = (
@@ -51,13 +51,6 @@ THREADS = 1  # torch's own pool waits in a spin, which a shared machine punishes
 # Reference: float32 rounding alone. 30 layers of 9 operations, each off by some 2e-6 of its
 # output, add up as their root: 3e-5 of the spread. Measured: 9e-5 at most in 25 million logits.
 FLOAT32_BOUND = 1e-3
-# Fused: an int8 activation is off by 0.5 % rms, by 0.3 % where outliers have a fine part (see
-# test_tiny.py). 120 such roundings, each in a share of 1/30 to 1/5 of the residual stream, come to
-# some 1 % of the spread, 0.08. A shift of all logits alike changes no probability and is taken out
-# first. The difference of two logits is then off by 0.12 rms, and a greedy step may turn where the
-# margin is less than five times that.
-INT8_RMS_BOUND = (0.12, 0.24)  # (median of the steps, worst step)
-INT8_MARGIN_BOUND = 0.6
 
 
 @dataclass(frozen=True)
