@@ -82,20 +82,28 @@ float half_of(uint32_t pair, unsigned upper) {
 // D += A B on the fragments of a whole warp. Source of the layout: PTX ISA 9.0, "Matrix Fragments
 // for mma.m16n8k16 with floating point type".
 void multiply(Fragments (&lanes)[WARP]) {
-  typedef float Columns __attribute__((vector_size(8 * sizeof(float))));
-  float a[16][16];  // [row][k]
-  Columns b[16];    // [k][column]
+  typedef float Columns __attribute__((vector_size(4 * sizeof(float))));
+  float a[16][16];   // [row][k]
+  Columns b[16][2];  // [k][column / 4]
   for (unsigned i = 0; i < WARP; ++i) {
     const unsigned g = i / 4, t = i % 4;
     for (unsigned half = 0; half < 2; ++half) {
       for (unsigned r = 0; r < 4; ++r)
         a[g + r % 2 * 8][2 * t + r / 2 * 8 + half] = half_of(lanes[i].a[r], half);
-      for (unsigned r = 0; r < 2; ++r) b[2 * t + r * 8 + half][g] = half_of(lanes[i].b[r], half);
+      for (unsigned r = 0; r < 2; ++r)
+        b[2 * t + r * 8 + half][g / 4][g % 4] = half_of(lanes[i].b[r], half);
     }
   }
-  Columns sums[16] = {};  // each by ascending k
-  for (unsigned row = 0; row < 16; ++row)
-    for (unsigned k = 0; k < 16; ++k) sums[row] += a[row][k] * b[k];
+  float sums[16][8];
+  for (unsigned row = 0; row < 16; ++row) {
+    Columns left = {}, right = {};  // each by ascending k, in registers
+    for (unsigned k = 0; k < 16; ++k) {
+      left += a[row][k] * b[k][0];
+      right += a[row][k] * b[k][1];
+    }
+    memcpy(sums[row], &left, sizeof left);
+    memcpy(sums[row] + 4, &right, sizeof right);
+  }
   for (unsigned i = 0; i < WARP; ++i)
     for (unsigned r = 0; r < 4; ++r) lanes[i].d[r] += sums[i / 4 + r / 2 * 8][2 * (i % 4) + r % 2];
 }
