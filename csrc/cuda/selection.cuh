@@ -139,7 +139,7 @@ SW_DEVICE Found find(const Scratch& scratch, int count, uint64_t place, const Va
   return locate(warp * chunk, dev::minimum((warp + 1) * chunk, count), before, place, value);
 }
 
-SW_DEVICE int segments_of(int vocab) { return (vocab + SEGMENT - 1) / SEGMENT; }
+SW_ANY int segments_of(int vocab) { return (vocab + SEGMENT - 1) / SEGMENT; }
 
 // Behind total_of over scratch.sums, the sums of segments: the first id up to which value(id) + ...
 // exceeds place < the sum of all.
