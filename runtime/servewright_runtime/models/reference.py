@@ -55,14 +55,15 @@ class TorchRunner:
         self._torch = torch
         self._weights: dict[str, Tensor] = {}
         self._missing: dict[str, int] = {}  # rows that have not come yet
-        # [layers, positions, kv_heads, head_dim] float32; zeros take no memory until written.
+        # [layers, positions, kv_heads, head_dim] float32. numpy's zeros take no memory until they
+        # are written, torch's do.
         kv_shape = (config.layers, num_blocks * BLOCK_TOKENS, config.kv_heads, config.head_dim)
         try:
             for name, shape in tensor_shapes(config):
                 self._weights[name] = torch.empty(shape[::-1])  # [rows, cols] or [cols] float32
                 self._missing[name] = 1 if len(shape) == 1 else shape[1]
-            self._keys = torch.zeros(kv_shape)
-            self._values = torch.zeros(kv_shape)
+            self._keys = torch.from_numpy(np.zeros(kv_shape, np.float32))
+            self._values = torch.from_numpy(np.zeros(kv_shape, np.float32))
         except RuntimeError as error:  # so torch calls a lack of memory
             raise MemoryError(str(error)) from None
         self.weights_bytes = sum(tensor.nbytes for tensor in self._weights.values())

@@ -252,7 +252,8 @@ def test_lanes_that_leave_a_norm_share_no_memory_without_a_barrier(
     w = random_matrix(rng, type_, 17, cols)
     x, norm = activations(rng, 2, cols)
     exact = normed_products(w, x, norm)
-    for order, takes_x in (("random", False), ("down", True)):
+    runs: list[tuple[Order, bool]] = [("random", False), ("down", True)]
+    for order, takes_x in runs:
         run = Projections("tsan", order, "eager", takes_x=takes_x)
         out = run.normed(w, x, norm, X_TILINGS[0] if takes_x else tiling)
         assert (abs(out - exact.values) <= exact.errors).all()

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from servewright_runtime.errors import ConfigError
@@ -30,9 +31,21 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchRunner]:
     made.close()
 
 
-def empty_runner(path: Path) -> TorchRunner:
+def empty_runner(path: Path, num_blocks: int = 16) -> TorchRunner:
     with GGUFFile(path) as file:
-        return TorchRunner(read_config(file), num_blocks=16, threads=1)
+        return TorchRunner(read_config(file), num_blocks=num_blocks, threads=1)
+
+
+@pytest.mark.usefixtures("runner")  # which has imported torch
+def test_a_cache_takes_no_memory_before_it_is_used(tmp_path: Path) -> None:
+    process = psutil.Process()
+    path = make_tiny_gguf(tmp_path / "m.gguf")
+    before = process.memory_info().rss
+    made = empty_runner(path, num_blocks=65536)
+    size = 65536 * 2 * made.config.kv_bytes_per_token * 16  # float32
+    assert size >= 256 << 20
+    assert process.memory_info().rss - before < size / 4
+    made.close()
 
 
 GOOD = Piece([1, 2, 3], 0, [4])
