@@ -41,5 +41,6 @@ done
 # One sanitised process is ten times slower: no limit on a test's time but a large one. And it keeps
 # freed memory to see who uses it still, so how much a load takes is measured without.
 # shellcheck disable=SC2086
-LD_PRELOAD=$preload "$python" -m pytest -q -p no:cacheprovider --timeout 1200 $tests \
+LD_PRELOAD=$preload "$python" -m pytest -q -p no:cacheprovider --timeout 1200 \
+    -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $tests \
     --deselect "$measured" "$@"
