@@ -14,7 +14,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from servewright_runtime.engine.engine import EngineStats
 from servewright_runtime.engine.observer import RequestStats, StepStats
 from servewright_runtime.engine.requests import FinishReason
-from servewright_runtime.histograms import Histogram as EngineHistogram
 from servewright_runtime.models.runner import BLOCK_TOKENS
 
 _MODEL = ("model_name",)
@@ -117,8 +116,8 @@ class _EngineFamilies:
         def gauge(name: str, text: str, labels: tuple[str, ...] = _MODEL) -> Gauge:
             return Gauge(name, text, labels, registry=registry)
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> EngineHistogram:
-            return EngineHistogram(name, text, *_MODEL, buckets, registry)
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(name, text, _MODEL, buckets=buckets, registry=registry)
 
         self.running = gauge("vllm:num_requests_running", "Sequences in the running batch.")
         self.waiting = gauge("vllm:num_requests_waiting", "Sequences waiting to run.")
@@ -201,18 +200,18 @@ class EngineMetrics:
         self._finished = {
             reason: families.finished.labels(model, word) for reason, word in _FINISHED.items()
         }
-        self._step_tokens = families.step_tokens.series(model)
-        self._first_token_s = families.first_token_s.series(model)
-        self._inter_token_s = families.inter_token_s.series(model)
-        self._per_token_s = families.per_token_s.series(model)
-        self._e2e_s = families.e2e_s.series(model)
-        self._queue_s = families.queue_s.series(model)
-        self._inference_s = families.inference_s.series(model)
-        self._prefill_s = families.prefill_s.series(model)
-        self._decode_s = families.decode_s.series(model)
-        self._request_prompt = families.request_prompt.series(model)
-        self._request_generation = families.request_generation.series(model)
-        self._step_s = families.step_s.series(model)
+        self._step_tokens = families.step_tokens.labels(model)
+        self._first_token_s = families.first_token_s.labels(model)
+        self._inter_token_s = families.inter_token_s.labels(model)
+        self._per_token_s = families.per_token_s.labels(model)
+        self._e2e_s = families.e2e_s.labels(model)
+        self._queue_s = families.queue_s.labels(model)
+        self._inference_s = families.inference_s.labels(model)
+        self._prefill_s = families.prefill_s.labels(model)
+        self._decode_s = families.decode_s.labels(model)
+        self._request_prompt = families.request_prompt.labels(model)
+        self._request_generation = families.request_generation.labels(model)
+        self._step_s = families.step_s.labels(model)
 
     def bind(self, stats: Callable[[], EngineStats]) -> None:
         """Read the gauges from `stats` whenever metrics are rendered: they are never stale."""

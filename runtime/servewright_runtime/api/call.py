@@ -10,7 +10,6 @@ from typing import Any
 
 from starlette.types import Scope
 
-from servewright_runtime.api import chunks
 from servewright_runtime.api.access import ANONYMOUS, Caller
 from servewright_runtime.engine.requests import Timing, Usage
 
@@ -35,7 +34,6 @@ class Call:
     headers: list[tuple[bytes, bytes]]
     request_id: str
     started: float  # monotonic seconds
-    body: chunks.ChunkedBody | None = None  # None where another server than ours runs the app
     caller: Caller = ANONYMOUS
     route: str = ""  # template of the path, "" while unrouted
     model: str = ""  # served name, "" while unknown
@@ -57,7 +55,6 @@ class Call:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         call = cls(scope["method"], scope["path"], headers, "", time.monotonic())
         call.request_id = _request_id(call.header(b"x-request-id"))
-        call.body = scope.get(chunks.SCOPE_KEY)
         scope[SCOPE_KEY] = call
         return call
 

@@ -1,6 +1,6 @@
 """Around every request: identity, access, headers, errors, counting, the access log.
 
-A plain ASGI middleware. Most chunks of a stream do not pass through it (api/chunks.py).
+A plain ASGI middleware. It adds nothing to a streamed chunk but one call.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from typing import cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from servewright_runtime.api.answers import error_body
-from servewright_runtime.api.chunks import SCOPE_KEY, ChunkedBody
 from servewright_runtime.errors import RequestError, RequestTimeout, Unavailable
 
 
@@ -80,8 +79,6 @@ def guarded_protocol(guards: Guards, revision: str) -> type[asyncio.Protocol]:
             self._stop_head_timer()
             self._overhead = 0
             super().on_headers_complete()
-            assert self.cycle is not None
-            self.scope[SCOPE_KEY] = ChunkedBody(self.cycle)  # type: ignore[literal-required]
 
         def on_body(self, body: bytes) -> None:
             # Framing of tiny chunks is up to six times their size.

@@ -1,23 +1,16 @@
 """The asyncio side of an engine: outputs to the coroutines that wait for them.
 
 The engine thread wakes the event loop once a step, whatever the number of requests. A coroutine
-that is behind gets all that has come since in one piece, so a slow reader costs no more wake-ups;
-one that waits need not be woken for each token, if it leaves a function that takes them.
+that is behind gets all that has come since in one piece, so a slow reader costs no more wake-ups.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from servewright_runtime.engine.engine import Engine
 from servewright_runtime.engine.requests import Output, Request
-
-log = logging.getLogger(__name__)
-
-# Does with an output what the waiting coroutine would do; False leaves it to the coroutine.
-Taker = Callable[[Output], bool]
 
 
 class Streams:
@@ -63,50 +56,29 @@ class Stream:
 
     def __init__(self, streams: Streams, request_ids: Sequence[str]) -> None:
         self.alive = set(request_ids)  # requests whose last output has not come
-        self.taker: Taker | None = None
         self._streams = streams
         self._outputs: list[Output] = []
         self._came = asyncio.Event()
-        self._is_awaited = False  # the coroutine waits for the first of `_outputs`
 
     def __aiter__(self) -> Stream:
         return self
 
     async def __anext__(self) -> list[Output]:
-        """All outputs since the last call, at least one, in the order of their steps.
-
-        Those that `taker` took meanwhile came before them.
-        """
+        """All outputs since the last call, at least one, in the order of their steps."""
         if not self._outputs:
             if not self.alive:
                 raise StopAsyncIteration
-            self._is_awaited = True
-            try:
-                await self._came.wait()
-            finally:
-                self._is_awaited = False
+            await self._came.wait()
         self._came.clear()
         outputs, self._outputs = self._outputs, []
         return outputs
 
     def push(self, output: Output) -> None:
         """Add an output; called on the event loop."""
+        self._outputs.append(output)
         if output.finish_reason is not None:
             self.alive.discard(output.request_id)
-        if self._is_awaited and self.taker is not None and self._take(self.taker, output):
-            return
-        self._is_awaited = False
-        self._outputs.append(output)
         self._came.set()
-
-    def _take(self, taker: Taker, output: Output) -> bool:
-        try:
-            return taker(output)
-        except Exception:
-            # Of this stream alone: the outputs of others are handed out after it.
-            log.exception("an output could not be taken")
-            self.taker = None
-            return False
 
     def cancel(self) -> None:
         """End what is alive before the engine's next step. Safe to repeat.

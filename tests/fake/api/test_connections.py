@@ -12,7 +12,6 @@ from typing import Any
 import httpx
 import pytest
 
-from servewright_runtime.api.chunks import ChunkedBody
 from servewright_runtime.api.protocol import Guards
 from servewright_runtime.api.state import Bounds
 from servewright_runtime.models.runner import StepBatch
@@ -156,25 +155,6 @@ async def test_a_slow_reader_holds_nobody_up_and_gets_everything() -> None:
     events = sse(_dechunk(received.partition(b"\r\n\r\n")[2]))[:-1]
     tokens = [t for e in events for t in json.loads(e)["choices"][0]["logprobs"]["tokens"]]
     assert len(tokens) == 900
-
-
-async def test_most_of_a_stream_goes_past_the_coroutines(monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[bytes] = []
-    write = ChunkedBody.write
-
-    def count(body: ChunkedBody, data: bytes) -> None:
-        assert body.is_ready
-        written.append(data)
-        write(body, data)
-
-    monkeypatch.setattr(ChunkedBody, "write", count)
-    async with serving() as server, httpx.AsyncClient(base_url=server.url) as http:
-        asked = {**ENDLESS, "stream": True}
-        answer = await http.post("/v1/completions", json=asked, timeout=WAIT_S)
-    frames = sse(answer.content)[:-1]
-    tokens = sum(bool(json.loads(frame)["choices"][0]["text"]) for frame in frames)
-    assert len(written) > tokens / 2
-    assert set(written) < {b"data: " + frame + b"\n\n" for frame in frames}
 
 
 def _dechunk(raw: bytes) -> bytes:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import random
-
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client import Histogram as PrometheusHistogram
 from prometheus_client.parser import text_string_to_metric_families
 
 from servewright_runtime.engine.engine import EngineStats
 from servewright_runtime.engine.observer import EngineObserver, RequestStats, StepStats
 from servewright_runtime.engine.requests import FinishReason, SamplingParams, Timing, Usage
-from servewright_runtime.histograms import Histogram
 from servewright_runtime.metrics import Metrics
 
 # What kubernetes-sigs/inference-perf and the Gateway API's endpoint picker ask a vLLM server for.
@@ -141,25 +136,3 @@ def test_a_time_per_token_needs_two_tokens() -> None:
     name = "vllm:request_time_per_output_token_seconds"
     assert metrics.registry.get_sample_value(f"{name}_count", {"model_name": "m"}) == 1
     assert metrics.registry.get_sample_value(f"{name}_sum", {"model_name": "m"}) == 0.1
-
-
-def test_the_engines_histograms_read_as_prometheus_clients() -> None:
-    bounds = (0.25, 0.5, 1, 1000000.0, 2.5e9)
-    ours, theirs = CollectorRegistry(), CollectorRegistry()
-    cheap = Histogram("vllm:some_seconds", "Of a kind.", "model_name", bounds, ours)
-    plain = PrometheusHistogram(
-        "vllm:some_seconds", "Of a kind.", ("model_name",), buckets=bounds, registry=theirs
-    )
-    draw = random.Random(3)
-    for model in ("m", 'a "quoted"\nname'):
-        for value in (*bounds, 0.0, 7e9, *(draw.expovariate(1.0) for _ in range(100))):
-            cheap.series(model).observe(value)
-            plain.labels(model).observe(value)
-
-    def text(registry: CollectorRegistry) -> list[str]:
-        """What is scraped, without the times at which the series were made."""
-        lines = generate_latest(registry).decode().splitlines()
-        return [line.split("} ")[0] if "_created{" in line else line for line in lines]
-
-    assert text(ours) == text(theirs)
-    assert any("_created{" in line for line in text(ours))

@@ -7,7 +7,7 @@ engine's last outputs are awaited, so the counts in log and metrics are exact.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from starlette.types import Receive, Send
@@ -25,9 +25,6 @@ from servewright_runtime.errors import RequestError
 
 # Tokens with a logprob; writing one takes about a microsecond.
 INLINE_LOGPROBS = 5000
-
-# Choice, text, logprobs if asked for, finish reason if it ended.
-Piece = tuple[int, str, Ready | None, str | None]
 
 _SSE_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -59,28 +56,22 @@ class Answer:
         ]
         self._last: list[Output | None] = [None] * len(job.requests)
 
-    def pieces(self, outputs: list[Output]) -> Iterator[Piece]:
-        """What the outputs add."""
+    def pieces(self, outputs: list[Output]) -> Iterable[tuple[int, str, Ready | None, str | None]]:
+        """What the outputs add: choice, text, logprobs if asked for, finish reason if it ended."""
         if len(outputs) > 1:
             outputs = _merged(outputs)
         for output in outputs:
-            piece = self.piece(output)
-            if piece is not None:
-                yield piece
-
-    def piece(self, output: Output) -> Piece | None:
-        """What one output adds, if anything."""
-        index = self._index[output.request_id]
-        tracker = self._trackers[index]
-        ready = tracker.push(output) if tracker is not None else None
-        reason = output.finish_reason
-        if reason is None:
-            return (index, output.text, ready, None) if output.text or ready else None
-        self._last[index] = output
-        if reason is FinishReason.ERROR:
-            self.error = output.error
-            return None
-        return index, output.text, ready, reason.value
+            index = self._index[output.request_id]
+            tracker = self._trackers[index]
+            ready = tracker.push(output) if tracker is not None else None
+            reason = output.finish_reason
+            if reason is not None:
+                self._last[index] = output
+                if reason is FinishReason.ERROR:
+                    self.error = output.error
+                    continue
+            if output.text or ready or reason is not None:
+                yield index, output.text, ready, reason.value if reason is not None else None
 
     def usage(self) -> Usage:
         """Tokens of the whole request: a prompt counts once, whatever its choices."""
@@ -151,26 +142,12 @@ async def _collect(
     call: Call, send: Send, stream: Stream, result: Answer, wire: Wire, generation: Generation
 ) -> None:
     choices = [Choice() for _ in range(call.choices)]
-
-    def add(piece: Piece) -> None:
-        index, text, ready, finish = piece
-        choice = choices[index]
-        choice.text.append(text)
-        choice.logprobs += ready or ()
-        choice.finish_reason = finish
-
-    def take(output: Output) -> bool:
-        if output.finish_reason is not None:
-            return False
-        piece = result.piece(output)
-        if piece is not None:
-            add(piece)
-        return True
-
-    stream.taker = take
     async for outputs in stream:
-        for piece in result.pieces(outputs):
-            add(piece)
+        for index, text, ready, finish in result.pieces(outputs):
+            choice = choices[index]
+            choice.text.append(text)
+            choice.logprobs += ready or ()
+            choice.finish_reason = finish
         if result.error is not None:
             stream.cancel()
     _conclude(call, result)
@@ -192,19 +169,6 @@ async def _stream(
     call: Call, send: Send, stream: Stream, result: Answer, wire: Wire, generation: Generation
 ) -> None:
     is_started = False
-    body = call.body
-
-    def take(output: Output) -> bool:
-        """Send a frame at once; what begins or ends an answer, and what a slow client has to be
-        waited for with, is left to the coroutine."""
-        assert body is not None
-        if output.finish_reason is not None or not body.is_ready:
-            return False
-        piece = result.piece(output)
-        if piece is not None:
-            body.write(wire.frame(*piece))
-        return True
-
     async for outputs in stream:
         frames = [wire.frame(*piece) for piece in result.pieces(outputs)]
         if result.error is not None:
@@ -216,8 +180,6 @@ async def _stream(
                 await send({"type": "http.response.start", "status": 200, "headers": _SSE_HEADERS})
                 frames.insert(0, wire.opening())
             await send({"type": "http.response.body", "body": b"".join(frames), "more_body": True})
-            if body is not None:
-                stream.taker = take
     _conclude(call, result)
     if result.error is not None:
         if not is_started:
