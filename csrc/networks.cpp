@@ -102,7 +102,7 @@ Network kept(const py::sequence& weights, const py::sequence& biases,
   return network;
 }
 
-// Whether `object` is what the kernels read: typed_array's words for what is not take 2 us to form.
+// Whether `object` is what the kernels read.
 bool is_plain(const py::object& object) {
   if (!py::isinstance<py::array_t<float, py::array::c_style>>(object)) return false;
   const auto array = py::reinterpret_borrow<py::array>(object);
