@@ -31,7 +31,7 @@ from support.emulated_module import emulated_module
 from support.native_model import decode as dequantise
 from support.rounded_llama import RoundedLlama, rms
 from support.schedules import Counts, Outcome, SteppedEngine, ended_well, run_randomly
-from support.tiny import make_tiny_gguf
+from support.tiny import make_tiny_gguf, tiny_shape
 
 MAX_LEN = 80
 TYPES = ("Q4_0", "Q4_1", "Q8_0", "BF16")
@@ -47,7 +47,13 @@ def _emulated(monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny(path: Path, tensor_type: str) -> Path:
     """A model that the kernels take: GQA, heads of 64."""
     return make_tiny_gguf(
-        path, tensor_type=tensor_type, hidden=64, heads=4, kv_heads=2, head_dim=64, seed=7
+        path,
+        tensor_type=tensor_type,
+        heads=4,
+        kv_heads=2,
+        head_dim=64,
+        seed=7,
+        **tiny_shape(tensor_type),
     )
 
 
@@ -156,8 +162,11 @@ def test_random_schedules_give_what_the_model_says(tmp_path: Path, tensor_type: 
 
 
 @pytest.mark.usefixtures("_emulated")
-def test_an_engine_with_its_own_thread_serves_and_frees_the_model(tmp_path: Path) -> None:
-    model = load(tiny(tmp_path / "m.gguf", "Q8_0"), 16)
+@pytest.mark.parametrize("tensor_type", ["Q8_0", "Q6_K"])  # the other is converted
+def test_an_engine_with_its_own_thread_serves_and_frees_the_model(
+    tmp_path: Path, tensor_type: str
+) -> None:
+    model = load(tiny(tmp_path / "m.gguf", tensor_type), 16)
     engine = Engine(model, EngineConfig("m", MAX_LEN, 4, 64, 64, 9, True), NullObserver())
     engine.start()
     ended, tokens = threading.Event(), []
@@ -180,7 +189,7 @@ def test_an_engine_with_its_own_thread_serves_and_frees_the_model(tmp_path: Path
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"tensor_types": {"blk.1.ffn_up.weight": "Q5_0"}}, "blk.1.ffn_up"),
+        ({"tensor_types": {"blk.1.ffn_up.weight": "F16"}}, "blk.1.ffn_up"),
         ({"head_dim": 32}, "64 or 128"),
     ],
     ids=["a type", "a shape"],
