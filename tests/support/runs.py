@@ -205,9 +205,10 @@ def assert_nothing_left(run: Run, members: set[int]) -> None:
     members: processes that it had; those it started since are found by their environment.
     """
 
-    def is_clean() -> bool:
-        left = any(map(is_alive, members)) or any(map(belongs, psutil.process_iter()))
-        return not left and not run.run_dir.exists()
+    def left() -> list[str]:
+        alive = [str(pid) for pid in members if is_alive(pid)]
+        ours = [str(process) for process in psutil.process_iter() if belongs(process)]
+        return alive + ours + [str(run.run_dir)] * run.run_dir.exists()
 
     def belongs(process: psutil.Process) -> bool:
         try:
@@ -215,7 +216,10 @@ def assert_nothing_left(run: Run, members: set[int]) -> None:
         except psutil.Error:
             return False
 
-    eventually(is_clean, timeout_s=CLEAN_S)
+    try:
+        eventually(lambda: not left(), timeout_s=CLEAN_S)
+    except AssertionError:
+        raise AssertionError(f"left after {CLEAN_S} s: {left()}") from None
     run.process.wait(timeout=CLEAN_S)
 
 

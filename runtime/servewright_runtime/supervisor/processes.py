@@ -64,11 +64,19 @@ def alive(run_id: str, root: int | None) -> list[int]:
     root: its descendants are the run's, whatever their environment. A process that carries the
     run's id brings its descendants with it.
     """
-    table = _table()
-    mark = f"{RUN_ID_VARIABLE}={run_id}".encode()
-    roots = {pid for pid in table if _carries(pid, mark)}
-    own = {pid for start in roots | {root or 0} - {0} for pid in _descendants(start, table)} | roots
-    return [pid for pid in own if table[pid][2] not in "ZX" and pid != os.getpid()]
+    return list(_states(run_id, root))
+
+
+def stop_all(run_id: str, *, timeout_s: float = 1.0) -> None:
+    """SIGSTOP the run's processes, this one left out, until all stand still or time is over."""
+    deadline = time.monotonic() + timeout_s
+    while moving := [pid for pid, state in _states(run_id, None).items() if state not in "Tt"]:
+        for pid in moving:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGSTOP)
+        if time.monotonic() > deadline:
+            return
+        time.sleep(_SCAN_INTERVAL_S)
 
 
 def kill_all(run_id: str, root: int | None, *, timeout_s: float = 5.0) -> list[int]:
@@ -82,6 +90,16 @@ def kill_all(run_id: str, root: int | None, *, timeout_s: float = 5.0) -> list[i
             return left
         time.sleep(_SCAN_INTERVAL_S)
     return []
+
+
+def _states(run_id: str, root: int | None) -> dict[int, str]:
+    """The state letters of what `alive` finds."""
+    table = _table()
+    mark = f"{RUN_ID_VARIABLE}={run_id}".encode()
+    roots = {pid for pid in table if _carries(pid, mark)}
+    own = {pid for start in roots | {root or 0} - {0} for pid in _descendants(start, table)} | roots
+    states = {pid: table[pid][2] for pid in own if pid != os.getpid()}
+    return {pid: state for pid, state in states.items() if state not in "ZX"}
 
 
 def _table() -> dict[int, tuple[str, int, str, int]]:

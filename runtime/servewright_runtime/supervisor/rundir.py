@@ -80,7 +80,7 @@ class RunDir:
         return self.path / "ray-token"
 
     def remove(self) -> None:
-        """Delete it. Processes of the run must have ended."""
+        """Delete it. Processes of the run must have ended, or stand still."""
         shutil.rmtree(self.path, ignore_errors=True)
         if self._lock is not None:
             self._lock.close()
