@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from http.server import ThreadingHTTPServer
 from types import TracebackType
 from typing import Self
@@ -18,12 +19,12 @@ class JoinedServer(ThreadingHTTPServer):
         """Clients may go away at any time."""
 
 
-class Threaded:
+class Threaded(ABC):
     """What is served is made by `make_server` when the `with` begins."""
 
+    @abstractmethod
     def make_server(self) -> JoinedServer:
         """On a free port of loopback."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         self._server = self.make_server()
