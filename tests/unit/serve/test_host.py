@@ -211,9 +211,19 @@ async def test_livez_fails_when_the_engine_has_failed(tmp_path: Path) -> None:
         assert (await served.admin("/readyz")).status_code == 503
 
 
-async def test_draining_finishes_streams_asks_clients_to_go_and_closes_the_port(
-    tmp_path: Path,
-) -> None:
+async def test_lingering_serves_on_and_asks_clients_to_go(tmp_path: Path) -> None:
+    async with hosting(tmp_path) as served:
+        lingering = asyncio.create_task(served.host.drain(linger_s=600))
+        await served.until(lambda: served.host.state()["phase"] == "Draining")
+        answer = await served.get("/v1/models")
+        assert answer.status_code == 200
+        assert answer.headers["connection"] == "close"
+        assert (await served.admin("/readyz")).status_code == 503
+        assert not await served.is_closed()
+        lingering.cancel()
+
+
+async def test_draining_finishes_streams_and_closes_the_port(tmp_path: Path) -> None:
     gate = Gate()
     async with hosting(tmp_path, runner=ScriptedRunner(on_step=gate)) as served:
         whole = (await served.complete()).json()["choices"]
@@ -221,12 +231,7 @@ async def test_draining_finishes_streams_asks_clients_to_go_and_closes_the_port(
         request = asyncio.create_task(served.complete())
         try:
             await served.until(lambda: served.running() == 1)
-            draining = asyncio.create_task(served.host.drain(linger_s=0.2))
-            await served.until(lambda: served.host.state()["phase"] == "Draining")
-            lingering = await served.get("/v1/models")
-            assert lingering.status_code == 200
-            assert lingering.headers["connection"] == "close"
-            assert (await served.admin("/readyz")).status_code == 503
+            draining = asyncio.create_task(served.host.drain(linger_s=0))
             async with asyncio.timeout(10):
                 while not await served.is_closed():
                     pass
