@@ -28,11 +28,10 @@ int ceil_div(int a, int b) { return (a + b - 1) / b; }
 }  // namespace
 
 struct Runner::Plan {
-  int tiles = 0;        // of tokens
   int block_tiles = 0;  // of a block of tokens
-  int token_blocks = 0;
   int logits_stride = 0;
   bool is_redundant = false;
+  bool is_narrowed = false;  // after K and V, the last layer goes on with the sampled tokens alone
   AttentionArgs attention{};
   KvLayer kv{};
 };
@@ -106,15 +105,15 @@ Activations Runner::activations(ActivationBuffer& buffer, const Wants& wants, in
 
 void Runner::plan(const StepInput& in, Plan* plan) {
   const int tokens = in.tokens;
-  plan->tiles = ceil_div(tokens, kernels_.tile_tokens);
   plan->block_tiles = BLOCK_TOKENS / kernels_.tile_tokens;
-  plan->token_blocks = ceil_div(plan->tiles, plan->block_tiles);
   plan->is_redundant = tokens <= REDUNDANT_TOKENS;
+  plan->is_narrowed = !plan->is_redundant && in.samples < tokens;
   plan->logits_stride = ceil_div(config_.vocab_size, MAX_LANES) * MAX_LANES;
 
   x_.ensure(size_t(tokens) * config_.hidden_size);
   q_.ensure(size_t(tokens) * config_.q_size());
   attended_.ensure(size_t(tokens) * config_.q_size());
+  if (plan->is_narrowed) sampled_x_.ensure(size_t(in.samples) * config_.hidden_size);
   cosines_.ensure(size_t(tokens) * config_.head_dim);
   sines_.ensure(size_t(tokens) * config_.head_dim);
   logits_.ensure(size_t(in.samples) * plan->logits_stride);
@@ -181,6 +180,16 @@ void Runner::plan_attention(const StepInput& in, Plan* plan) {
               AttentionItem{s, head, row, row_end, split, is_split ? split + 1 : count, is_split});
       }
   }
+  sampled_items_.clear();
+  if (plan->is_narrowed) {
+    is_sampled_.assign(in.tokens, 0);
+    for (int i = 0; i < in.samples; ++i) is_sampled_[in.sample_tokens[i]] = 1;
+    for (const AttentionItem& item : items_) {
+      const auto first = is_sampled_.begin() + in.seq_starts[item.sequence];
+      if (std::count(first + item.row_begin / group, first + ceil_div(item.row_end, group), 1))
+        sampled_items_.push_back(item);
+    }
+  }
   AttentionArgs& args = plan->attention;
   args.q = q_.data();
   args.out = attended_.data();
@@ -243,11 +252,20 @@ void Runner::run(const StepInput& in, const Plan& plan, int thread, StepOutput* 
   };
   const auto groups = [&](const Matrix& w) { return ceil_div(w.rows, k.lanes); };
 
-  const int own = plan.is_redundant ? thread : 0;
-  const Activations hidden_in = activations(hidden_in_[own], hidden_wants_, tokens, hidden);
-  const Activations attention_in =
-      activations(attention_in_[own], attention_wants_, tokens, config_.q_size());
-  const Activations ffn_in = activations(ffn_in_, ffn_wants_, tokens, config_.ffn_size);
+  // Tokens that still matter, their rows of the residual stream and the inputs made of them.
+  int count = 0, tiles = 0;
+  float* x = nullptr;
+  Activations hidden_in, attention_in, ffn_in;
+  const auto take = [&](int rows, float* from) {
+    const int own = plan.is_redundant ? thread : 0;
+    count = rows;
+    tiles = ceil_div(rows, k.tile_tokens);
+    x = from;
+    hidden_in = activations(hidden_in_[own], hidden_wants_, rows, hidden);
+    attention_in = activations(attention_in_[own], attention_wants_, rows, config_.q_size());
+    ffn_in = activations(ffn_in_, ffn_wants_, rows, config_.ffn_size);
+  };
+  take(tokens, x_.data());
 
   phase(tokens, [&](int begin, int end) { embed(in, begin, end); });
   for (int l = 0; l < config_.layers; ++l) {
@@ -256,8 +274,8 @@ void Runner::run(const StepInput& in, const Plan& plan, int thread, StepOutput* 
     kv.base += l * kv_layer_elements();
 
     const auto norm = [&](const float* weight) {
-      const NormArgs args{x_.data(), size_t(hidden), nullptr, weight, config_.norm_eps, hidden_in};
-      prepare(tokens, plan.is_redundant, [&](int begin, int end) { k.norm(args, begin, end); });
+      const NormArgs args{x, size_t(hidden), nullptr, weight, config_.norm_eps, hidden_in};
+      prepare(count, plan.is_redundant, [&](int begin, int end) { k.norm(args, begin, end); });
     };
     norm(w.attention_norm);
     const QkvArgs qkv{w.q,
@@ -271,30 +289,46 @@ void Runner::run(const StepInput& in, const Plan& plan, int thread, StepOutput* 
                       kv,
                       kv_blocks_.data(),
                       kv_slots_.data()};
-    project(groups(w.q) + groups(w.k) + groups(w.v), plan.tiles,
+    project(groups(w.q) + groups(w.k) + groups(w.v), tiles,
             [&](int begin, int end, int tile, int tile_end) {
               k.qkv(qkv, begin, end, tile, tile_end);
             });
 
+    const bool is_narrowed = plan.is_narrowed && l == config_.layers - 1;
+    const std::vector<AttentionItem>& items = is_narrowed ? sampled_items_ : items_;
     AttentionArgs attention = plan.attention;
     attention.kv = kv;
-    phase(static_cast<int>(items_.size()),
+    attention.items = items.data();
+    phase(static_cast<int>(items.size()),
           [&](int begin, int end) { k.attention(attention, begin, end); });
-    prepare(tokens, plan.is_redundant, [&](int begin, int end) {
-      k.finish_attention(attention, attention_in, rows_[thread].data(), begin, end);
-    });
-    const ProjectArgs o{w.o, attention_in, x_.data(), size_t(hidden), true};
-    project(groups(w.o), plan.tiles, [&](int begin, int end, int tile, int tile_end) {
+    if (is_narrowed) {
+      take(in.samples, sampled_x_.data());
+      const NormArgs gather{
+          attended_.data(), size_t(config_.q_size()), in.sample_tokens, nullptr, 0.0f,
+          attention_in};
+      phase(count, [&](int begin, int end) {
+        k.norm(gather, begin, end);
+        for (int i = begin; i < end; ++i)
+          std::copy_n(x_.data() + size_t(in.sample_tokens[i]) * hidden, hidden,
+                      x + size_t(i) * hidden);
+      });
+    } else {
+      prepare(count, plan.is_redundant, [&](int begin, int end) {
+        k.finish_attention(attention, attention_in, rows_[thread].data(), begin, end);
+      });
+    }
+    const ProjectArgs o{w.o, attention_in, x, size_t(hidden), true};
+    project(groups(w.o), tiles, [&](int begin, int end, int tile, int tile_end) {
       k.project(o, begin, end, tile, tile_end);
     });
 
     norm(w.ffn_norm);
     const GateUpArgs gate_up{w.gate, w.up, hidden_in, ffn_in};
-    project(config_.ffn_size / BLOCK, plan.tiles, [&](int begin, int end, int tile, int tile_end) {
+    project(config_.ffn_size / BLOCK, tiles, [&](int begin, int end, int tile, int tile_end) {
       k.gate_up(gate_up, begin, end, tile, tile_end);
     });
-    const ProjectArgs down{w.down, ffn_in, x_.data(), size_t(hidden), true};
-    project(groups(w.down), plan.tiles, [&](int begin, int end, int tile, int tile_end) {
+    const ProjectArgs down{w.down, ffn_in, x, size_t(hidden), true};
+    project(groups(w.down), tiles, [&](int begin, int end, int tile, int tile_end) {
       k.project(down, begin, end, tile, tile_end);
     });
   }
@@ -303,8 +337,12 @@ void Runner::run(const StepInput& in, const Plan& plan, int thread, StepOutput* 
   const bool is_redundant = in.samples <= REDUNDANT_TOKENS;
   const Activations head_in =
       activations(head_in_[is_redundant ? thread : 0], head_wants_, in.samples, hidden);
-  const NormArgs norm{x_.data(),        size_t(hidden), in.sample_tokens, weights_->output_norm,
-                      config_.norm_eps, head_in};
+  const NormArgs norm{x,
+                      size_t(hidden),
+                      plan.is_narrowed ? nullptr : in.sample_tokens,
+                      weights_->output_norm,
+                      config_.norm_eps,
+                      head_in};
   prepare(in.samples, is_redundant, [&](int begin, int end) { k.norm(norm, begin, end); });
   const ProjectArgs head{weights_->head, head_in, logits_.data(), size_t(plan.logits_stride),
                          false};

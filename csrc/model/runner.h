@@ -93,9 +93,10 @@ class Runner {
   Wants hidden_wants_, attention_wants_, ffn_wants_, head_wants_;
 
   // Workspace of a step.
-  Buffer<float> x_, q_, attended_, cosines_, sines_, logits_, partials_;
+  Buffer<float> x_, sampled_x_, q_, attended_, cosines_, sines_, logits_, partials_;
   Buffer<int32_t> positions_, kv_blocks_, kv_slots_, partial_slots_, partial_splits_;
-  std::vector<AttentionItem> items_;
+  std::vector<AttentionItem> items_, sampled_items_;
+  std::vector<uint8_t> is_sampled_;  // [tokens]
   // [threads]: where tokens are few, each thread makes its own copy instead of waiting for one.
   std::vector<ActivationBuffer> hidden_in_, attention_in_, head_in_;
   std::vector<Buffer<float>> rows_;

@@ -178,6 +178,26 @@ def test_tokens_without_samples_only_fill_the_cache(variant: str) -> None:
     np.testing.assert_array_equal(logits_of(last), whole[8:])
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("tensor_type", ["Q4_0", "F16"])
+def test_a_token_has_the_same_bits_whichever_others_are_drawn_for(
+    variant: str, tensor_type: str, threads: int
+) -> None:
+    """The last layer computes only what is sampled, in whatever order and however often."""
+    model = make_model(types=tensor_type)
+    pieces = [
+        Piece(random_tokens(SMALL, count, seed=count), first_block=at)
+        for count, at in [(37, 0), (1, 3), (270, 4), (6, 21)]
+    ]
+    runner = model.runner(variant, threads=threads, num_blocks=32)
+    batch = make_batch(pieces)
+    whole = logits_of(runner.step(batch))
+    for rows in ([36, 37, 307, 313], [310, 5, 5, 36, 0, 200], [170], list(range(9, 160))):
+        sampling = make_batch([Piece([0] * len(rows))]).sampling
+        some = replace(batch, sample_tokens=np.array(rows, np.int32), sampling=sampling)
+        np.testing.assert_array_equal(logits_of(runner.step(some)), whole[rows])
+
+
 def test_what_a_freed_block_held_does_not_show(variant: str) -> None:
     """Positions of a block after the sequence's end hold another's K and V."""
     model, tokens = make_model(), random_tokens(SMALL, 16)
