@@ -173,7 +173,7 @@ def _folder_of(key: str) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(path, ignore_errors=True)
-        lock.close()
+        os.close(lock)
 
 
 def _a_key_in(folder: Path) -> Path:

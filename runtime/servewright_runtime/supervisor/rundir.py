@@ -12,13 +12,12 @@ import secrets
 import shutil
 import tempfile
 from pathlib import Path
-from typing import IO
 
 from servewright_runtime.errors import StartError
 
 RUN_DIR_VARIABLE = "SERVEWRIGHT_RUN_DIR"
 
-_PREFIX = "servewright-run-"
+_PREFIX = "servewright-run."
 # Ray's longest socket, "ray/session_YYYY-MM-DD_HH-MM-SS_uuuuuu_PID/sockets/plasma_store", takes 72
 # of the 107 bytes that Linux allows the path of a socket.
 _LONGEST_PATH = 35
@@ -27,7 +26,7 @@ _LONGEST_PATH = 35
 class RunDir:
     """A folder of mode 0700, locked while its supervisor lives."""
 
-    def __init__(self, path: Path, lock: IO[bytes] | None) -> None:
+    def __init__(self, path: Path, lock: int | None) -> None:
         self.path = path
         self._lock = lock
 
@@ -83,11 +82,11 @@ class RunDir:
         """Delete it. Processes of the run must have ended, or stand still."""
         shutil.rmtree(self.path, ignore_errors=True)
         if self._lock is not None:
-            self._lock.close()
+            os.close(self._lock)
 
 
-def make_private() -> tuple[Path, IO[bytes]]:
-    """A new folder of mode 0700 and its lock, held until closed. Raises StartError.
+def make_private() -> tuple[Path, int]:
+    """A new folder of mode 0700 and its lock, held until that is closed. Raises StartError.
 
     One whose lock nobody holds, as its owner was killed, is removed by the next run.
     """
@@ -97,12 +96,13 @@ def make_private() -> tuple[Path, IO[bytes]]:
         if len(chosen) + 1 + len(_PREFIX) + 8 <= _LONGEST_PATH:
             root = chosen
         _sweep(Path(root))
-        path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
-        lock = open(path / "lock", "wb")  # noqa: SIM115 - held until its owner ends
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        while True:
+            path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
+            # A run that starts at the same time may sweep it up before it is locked.
+            with contextlib.suppress(FileNotFoundError, BlockingIOError):
+                return path, _lock(path)
     except OSError as error:
         raise no_room(root, error) from error
-    return path, lock
 
 
 def no_room(root: str, error: OSError) -> StartError:
@@ -117,8 +117,24 @@ def _sweep(root: Path) -> None:
     """Remove what runs left whose machine or every process was ended at once."""
     for path in root.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
-            if path.lstat().st_uid != os.getuid():
-                continue
-            with open(path / "lock", "rb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True)
+            if path.lstat().st_uid == os.getuid():
+                lock = _lock(path)
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(lock)
+
+
+def _lock(path: Path) -> int:
+    """Lock a folder until the descriptor is closed.
+
+    The folder itself: it outlasts every file in it, so one that is left half removed can be locked
+    too; and systemd-tmpfiles, which removes what is old, leaves a locked folder alone.
+    Raises BlockingIOError where it is locked, FileNotFoundError where it is gone.
+    """
+    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.stat()  # whoever held the lock may have removed it
+    except OSError:
+        os.close(lock)
+        raise
+    return lock

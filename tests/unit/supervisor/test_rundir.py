@@ -51,6 +51,30 @@ def test_a_folder_whose_supervisor_was_killed_is_swept_up_by_the_next_run(root: 
     assert not path.exists()
 
 
+def test_a_folder_whose_removal_was_cut_short_is_swept_up_by_the_next_run(root: Path) -> None:
+    for left in ("servewright-run.of-old/ray/session", "servewright-run.empty"):
+        (root / left).mkdir(parents=True)
+    RunDir.create().remove()
+    assert list(root.iterdir()) == []
+
+
+def test_a_folder_that_another_run_sweeps_up_before_it_is_locked_is_made_anew(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, made = tempfile.mkdtemp, []
+
+    def swept_up(**where: str) -> str:
+        made.append(make(**where))
+        if len(made) == 1:
+            rundir._sweep(root)
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", swept_up)
+    run = RunDir.create()
+    assert [str(path) for path in root.iterdir()] == [str(run.path)] == made[1:]
+    run.remove()
+
+
 def test_ray_can_make_its_sockets_in_it() -> None:
     run = RunDir.create()
     try:
