@@ -78,6 +78,16 @@ def test_processes_that_breed_while_being_killed_are_all_killed(run_id: str) -> 
     assert processes.alive(run_id, None) == []
 
 
+def test_one_that_dies_is_left_until_it_has_ended(run_id: str) -> None:
+    """It loses its environment first; here it never ends."""
+    pid = _detached({**os.environ, processes.RUN_ID_VARIABLE: run_id})
+    carries = iter([True])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(processes, "_carries", lambda of, _: of == pid and next(carries, False))
+        patched.setattr(os, "kill", lambda *_: None)
+        assert processes.kill_all(run_id, None, timeout_s=0.1) == [pid]
+
+
 def test_a_name_with_spaces_and_parentheses_confuses_nothing() -> None:
     script = (
         "import pathlib, time\n"
