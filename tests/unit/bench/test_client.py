@@ -68,7 +68,7 @@ PROMPTS = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
 
 
 def make_load(port: int, **extra: object) -> Load:
-    return Load(port, "m", streams=2, prompts=PROMPTS, max_tokens=2, extra=extra, timeout_s=5.0)
+    return Load(port, "m", streams=2, prompts=PROMPTS, max_tokens=2, extra=extra, timeout_s=30.0)
 
 
 def test_every_prompt_is_sent_once_and_every_token_counted() -> None:

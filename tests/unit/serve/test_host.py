@@ -76,11 +76,11 @@ class Hosting:
 
     async def admin(self, path: str) -> httpx.Response:
         transport = httpx.AsyncHTTPTransport(uds=str(self.admin_path))
-        async with httpx.AsyncClient(transport=transport) as client:
+        async with httpx.AsyncClient(transport=transport, timeout=30) as client:
             return await client.get(f"http://replica{path}")
 
     async def get(self, path: str) -> httpx.Response:
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=30) as client:
             return await client.get(self.url + path)
 
     async def complete(self, **fields: Any) -> httpx.Response:
@@ -89,7 +89,7 @@ class Hosting:
             return await client.post(f"{self.url}/v1/completions", json=body)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        await asyncio.to_thread(eventually, condition, timeout_s=10.0)
+        await asyncio.to_thread(eventually, condition, timeout_s=30.0)
 
     async def is_closed(self) -> bool:
         try:
@@ -167,7 +167,7 @@ async def test_a_blocked_engine_blocks_no_health_check(tmp_path: Path) -> None:
         request = asyncio.create_task(served.complete())
         try:
             await served.until(lambda: served.running() == 1)
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(20):  # the engine stands for 30 s
                 assert (await served.get("/health")).status_code == 200
                 assert (await served.admin("/livez")).status_code == 200
                 await served.host.check_health()
@@ -232,7 +232,7 @@ async def test_draining_finishes_streams_and_closes_the_port(tmp_path: Path) -> 
         try:
             await served.until(lambda: served.running() == 1)
             draining = asyncio.create_task(served.host.drain(linger_s=0))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(20):
                 while not await served.is_closed():
                     pass
             await served.host.check_health()  # no reason for Serve to restart it
@@ -268,14 +268,14 @@ async def test_a_probe_fails_on_logits_that_are_not_finite(tmp_path: Path) -> No
 async def test_a_probe_without_an_answer_in_time_fails(tmp_path: Path) -> None:
     gate = Gate()
     gate.shut()
-    timer = threading.Timer(1.5, gate.open)
-    timer.start()
-    with pytest.raises(ProbeFailed, match="no answer within 1 s"):
-        async with hosting(
-            tmp_path, replace(MODEL, probe_timeout_s=1), runner=ScriptedRunner(on_step=gate)
-        ):
-            pass
-    timer.join()
+    served = Hosting(tmp_path, time.monotonic, ScriptedRunner(on_step=gate))
+    try:
+        with pytest.raises(ProbeFailed, match="no answer within 1 s"):
+            await served.host.serve([replace(MODEL, probe_timeout_s=1)], served.listener)
+    finally:
+        gate.open()
+        await served.host.close()
+        served.listener.close()
 
 
 def test_a_file_that_cannot_be_loaded_is_told_with_the_model_it_is_of(tmp_path: Path) -> None:

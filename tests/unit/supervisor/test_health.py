@@ -55,9 +55,10 @@ async def test_a_replica_whose_port_is_closed_is_not_alive(tmp_path: Path) -> No
         health = Health(tmp_path / "replica.sock")
         health.has_replica = True
         assert (await health.livez()).status == 200
-        with socket.create_server(("127.0.0.1", 0)) as closed:
+        with socket.socket() as closed:  # nobody listens on it, and nobody else can have it
+            closed.bind(("127.0.0.1", 0))
             health.port = closed.getsockname()
-        assert (await health.livez()).status == 503
+            assert (await health.livez()).status == 503
 
 
 async def test_an_overloaded_port_is_alive(tmp_path: Path) -> None:
