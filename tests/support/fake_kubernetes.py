@@ -24,6 +24,7 @@ from aiohttp import web
 from support import fake_kinds
 
 Object = dict[str, Any]
+RELEASED_WITHIN_S = 30.0
 
 
 class Request(NamedTuple):
@@ -46,6 +47,7 @@ class Fault:
     times: int = 1
     headers: dict[str, str] = field(default_factory=dict)
     delay_s: float = 0.0
+    released: threading.Event | None = None  # it lasts until this is set
     message: str = "a fault of the test"
 
 
@@ -159,6 +161,8 @@ class FakeKubernetes:
             if fault.verb in ("*", verb) and fault.kind in ("*", kind):
                 fault.times -= 1
                 await asyncio.sleep(fault.delay_s)
+                if fault.released is not None:
+                    assert await asyncio.to_thread(fault.released.wait, RELEASED_WITHIN_S)
                 if fault.code:
                     self._record(verb, kind, namespace, name, fault.code)
                     answer = _status(fault.code, "Injected", fault.message)

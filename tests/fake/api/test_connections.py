@@ -79,7 +79,7 @@ async def test_a_client_that_vanishes_mid_stream_costs_no_further_step() -> None
         writer.write(request({**ENDLESS, "stream": True}))
         gate.open(3)
         await reader.readuntil(b"data: ")
-        await until(gate.waiting.is_set)  # the fourth step has begun
+        await until(lambda: len(gate.batches) == 3 and gate.waiting.is_set())  # in the fourth
         await close(writer)
         await until(lambda: server.engine._cancelled)
         gate.open(900)

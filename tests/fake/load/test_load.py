@@ -17,6 +17,8 @@ from support.waiting import eventually
 
 # So many requests are watched in each test.
 ENOUGH = 3
+PATIENCE_S = 30.0
+IMPATIENCE_S = 0.5  # where no answer is to come
 
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
@@ -100,14 +102,19 @@ async def server(short: Answer = SHORT, stream: Answer = STREAM) -> AsyncIterato
 
 async def account_of(url: str, **changes: object) -> Account:
     """What a load on `url` tells after `ENOUGH` requests."""
-    fields: dict[str, object] = {"interval_s": 0.0, "timeout_s": 0.5, "keep_alive": 0, "fresh": 0}
-    load = Load(url, "m", **fields | {"streams": 0} | changes)  # type: ignore[arg-type]
+    fields: dict[str, object] = {"interval_s": 0.0, "timeout_s": PATIENCE_S}
+    kinds = {"keep_alive": 0, "fresh": 0, "streams": 0}
+    load = Load(url, "m", **fields | kinds | changes)  # type: ignore[arg-type]
     account, stop = Account(), asyncio.Event()
     task = asyncio.create_task(run(load, account, stop))
     await asyncio.to_thread(eventually, lambda: account.total >= ENOUGH)
     stop.set()
     await task
     return account
+
+
+def patience_s(why: str) -> float:
+    return IMPATIENCE_S if "Timeout" in why else PATIENCE_S
 
 
 async def test_whole_answers_are_counted_by_kind_and_revision() -> None:
@@ -138,7 +145,7 @@ async def test_a_short_answer_that_is_not_whole_is_counted(
     kind: str, answer: Answer, truncated: bool, why: str
 ) -> None:
     async with server(short=answer) as url:
-        account = await account_of(url, **{kind: 1})
+        account = await account_of(url, timeout_s=patience_s(why), **{kind: 1})
     assert account.whole.total() == 0
     counted, other = account.failed, account.truncated
     if truncated:
@@ -175,7 +182,7 @@ async def test_a_stream_that_is_not_whole_is_counted(
     answer: Answer, truncated: bool, why: str
 ) -> None:
     async with server(stream=answer) as url:
-        account = await account_of(url, streams=1)
+        account = await account_of(url, timeout_s=patience_s(why), streams=1)
     assert account.whole.total() == 0
     assert (account.truncated if truncated else account.failed).total() == account.total
     assert all(why in told for _, _, told in account.failures)
@@ -220,7 +227,9 @@ async def test_the_program_tells_its_account_line_by_line() -> None:
             *(sys.executable, program.__file__, json.dumps(load)), stdout=subprocess.PIPE
         )
         assert process.stdout is not None
-        first = Account.heard((await process.stdout.readline()).decode())
+        first = Account()
+        while first.total == 0:  # it may not have begun when it first tells
+            first = Account.heard((await process.stdout.readline()).decode())
         process.terminate()
         rest = (await process.stdout.read()).decode().splitlines()
         assert await process.wait() == 0

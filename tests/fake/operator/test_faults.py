@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import httpx
 import pytest
 
@@ -99,11 +101,13 @@ def test_nothing_is_written_before_everything_is_listed(fake: FakeKubernetes) ->
         settle(operator, "m")
     fake.requests.clear()
     # Seen without its Deployment, the ModelService would seem to lack one.
-    fake.faults.append(Fault("list", "Deployment", delay_s=1.0))
+    may_be_listed = threading.Event()
+    fake.faults.append(Fault("list", "Deployment", released=may_be_listed))
     fake.faults.append(Fault("list", "Service", 503))
     with running_operator(fake.url, identity="operator-2") as operator:
         eventually(lambda: fake.count()["list", "ModelService"])
         assert _status(operator, "readyz") == 503
+        may_be_listed.set()
         eventually(lambda: _status(operator, "readyz") == 200)
         operator.pass_over("m")
     assert fake.writes() == []

@@ -190,11 +190,11 @@ async def test_an_answer_that_is_cut_fails() -> None:
 
 
 async def test_nobody_there_fails() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    async with probing() as heard:
-        heard.prober.tell(KEY, probe_of(f"http://127.0.0.1:{port}"), {})
-        record = await heard.answered(2)
+    with socket.socket() as bound:  # and does not listen, so nobody else does
+        bound.bind(("127.0.0.1", 0))
+        async with probing() as heard:
+            heard.prober.tell(KEY, probe_of(f"http://127.0.0.1:{bound.getsockname()[1]}"), {})
+            record = await heard.answered(2)
     assert (record.result, record.reason) == ("Failed", "NotReached")
     assert "refused" in record.message
 

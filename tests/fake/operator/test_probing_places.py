@@ -61,13 +61,13 @@ async def test_calls_that_hang_delay_those_of_their_own_namespace_for_a_while_on
         replica(says()) as server,
         probing(places=4, hold_s=hold_s) as heard,
     ):
+        started = asyncio.get_running_loop().time()
         for number in range(20):
             probe = probe_of(mute.url, timeout_s=3600.0)
             heard.prober.tell(Key("default", f"m{number}"), probe, {})
-        await until(lambda: len(mute.asked) == 4)
-        started = asyncio.get_running_loop().time()
+        await until(lambda: len(mute.asked) >= 4)
         heard.prober.tell(KEY, probe_of(server.url), {})
         await heard.answered()
         waited_s = asyncio.get_running_loop().time() - started
         assert len(mute.asked) == 20  # first come, first served; none was given up
-    assert waited_s >= 4 * hold_s  # the four places were taken five times before its turn
+    assert waited_s > 4.9 * hold_s  # the four places were taken five times before its turn
