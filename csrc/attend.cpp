@@ -158,6 +158,7 @@ py::array_t<float> attend(const std::string& variant, const py::object& qkv_obje
   attention.block_tables = table.data();
   attention.table_width = s.width;
   attention.items = work.items.data();
+  attention.item_count = static_cast<int>(work.items.size());
   const long long useful = std::max(work.multiplications / MULTIPLICATIONS_A_THREAD, 1LL);
   Team team(static_cast<int>(std::min<long long>(threads, useful)));
   team.reset(2);

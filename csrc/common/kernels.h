@@ -136,6 +136,7 @@ struct AttentionArgs {
   const int32_t* block_tables;    // [sequences, table_width]
   int table_width;
   const AttentionItem* items;
+  int item_count;  // of all: an item beyond a call's range may be looked at, to fetch its K and V
   // Partials [slot, head, split]: max, sum, then head_dim values; a slot is a token that has them.
   float* partials;
   const int32_t* partial_slots;   // [tokens], -1 where the token has none

@@ -10,6 +10,8 @@
 // Up to ROWS queries share each K and V vector once it is converted. K is [dim][position], so that
 // lanes are positions in q K^T; V is [position][dim], so that lanes are dimensions in P V.
 // Bytes: 4 head_dim a position, KV head and item, of which only the first touch comes from memory.
+// Decode reads each K and V once: while an item is computed, the next one's come into L2, for
+// blocks lie 4 KiB here and there, which the hardware's prefetchers do not foresee.
 #pragma once
 #include "projections.h"
 
@@ -20,7 +22,8 @@ using servewright::AttentionItem;
 using servewright::MAX_HEAD_DIM;
 using servewright::SPLIT_POSITIONS;
 
-constexpr int ROWS = 6;  // 6 x 4 accumulators of 32 registers, 6 x 2 of 16
+constexpr int LINE = 32;  // float16 numbers of a cache line
+constexpr int ROWS = 6;   // 6 x 4 accumulators of 32 registers, 6 x 2 of 16
 #if defined(SW_AVX512)
 constexpr int WIDE = 4;
 #else
@@ -37,20 +40,25 @@ struct Scratch {
   alignas(64) float values[ROWS * MAX_HEAD_DIM];  // of the split
   alignas(64) float merged[ROWS * MAX_HEAD_DIM];  // of all splits so far
   const uint16_t* blocks[SPLIT_POSITIONS / KV_POSITIONS];
+  const uint16_t* next[SPLIT_POSITIONS / KV_POSITIONS];  // of what is computed after this split
 };
+
+SW_INLINE void fetch_into_l2(const uint16_t* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
 
 // Scores of R queries with N vectors of positions from `first` on.
 template <int R, int N>
 SW_INLINE void score_vectors(Scratch& s, int dim, int first) {
-  const uint16_t* k[N];
+  const uint16_t *k[N], *next[N];
   for (int n = 0; n < N; ++n) {
     const int position = first + n * LANES;
     k[n] = s.blocks[position / KV_POSITIONS] + position % KV_POSITIONS;
+    next[n] = s.next[position / KV_POSITIONS];
   }
   F sums[R][N] = {};
   for (int d = 0; d < dim; ++d) {
     F key[N];
     for (int n = 0; n < N; ++n) key[n] = load_half(k[n] + d * KV_POSITIONS);
+    for (int n = 0; n < N; n += KV_POSITIONS / LANES) fetch_into_l2(next[n] + d * KV_POSITIONS);
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
       const F q = all(s.q[r * QUERY_STRIDE + d]);
@@ -67,10 +75,12 @@ template <int R, int N>
 SW_INLINE void weigh_vectors(Scratch& s, int dim, int positions, int d) {
   F sums[R][N] = {};
   for (int position = 0; position < positions; ++position) {
-    const uint16_t* v =
-        s.blocks[position / KV_POSITIONS] + KV_POSITIONS * dim + position % KV_POSITIONS * dim + d;
+    const int block = position / KV_POSITIONS;
+    const int at = KV_POSITIONS * dim + position % KV_POSITIONS * dim + d;
+    const uint16_t *v = s.blocks[block] + at, *next = s.next[block] + at;
     F value[N];
     for (int n = 0; n < N; ++n) value[n] = load_half(v + n * LANES);
+    for (int n = 0; n < N; n += LINE / LANES) fetch_into_l2(next + n * LANES);
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
       const F p = all(s.scores[r * SCORE_STRIDE + position]);
@@ -86,23 +96,30 @@ struct Softmax {
   float max, sum;
 };
 
-// scores of one row -> e^(score - max), 0 from `valid` on, over all `positions` (whole vectors).
-SW_INLINE Softmax softmax_row(float* scores, int valid, int positions) {
+// scores of R rows -> e^(score - max), 0 from `valid` on, over all `positions` (whole vectors).
+template <int R>
+SW_INLINE void softmax_rows(Scratch& s, const int* valid, int positions, Softmax* parts) {
   const F nothing = all(-__builtin_inff());
-  F most = nothing;
-  for (int i = 0; i < positions; i += LANES) {
-    const F x = LANE_NUMBERS < valid - i ? load<F>(scores + i) : nothing;
-    store(scores + i, x);
-    most = maximum(most, x);
-  }
-  const float max = largest(most);
-  F sums = {};
-  for (int i = 0; i < positions; i += LANES) {
-    const F p = exponential(load<F>(scores + i) - max);
-    store(scores + i, p);
-    sums += p;
-  }
-  return Softmax{max, sum(sums)};
+  F most[R], sums[R] = {};
+  for (int r = 0; r < R; ++r) most[r] = nothing;
+  for (int i = 0; i < positions; i += LANES)
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) {
+      float* const scores = s.scores + r * SCORE_STRIDE + i;
+      const F x = LANE_NUMBERS < valid[r] - i ? load<F>(scores) : nothing;
+      store(scores, x);
+      most[r] = maximum(most[r], x);
+    }
+  for (int r = 0; r < R; ++r) parts[r].max = largest(most[r]);
+  for (int i = 0; i < positions; i += LANES)
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) {
+      float* const scores = s.scores + r * SCORE_STRIDE + i;
+      const F p = exponential(load<F>(scores) - parts[r].max);
+      store(scores, p);
+      sums[r] += p;
+    }
+  for (int r = 0; r < R; ++r) parts[r].sum = sum(sums[r]);
 }
 
 SW_INLINE float exponential_of(float x) { return exponential(all(x))[0]; }
@@ -128,12 +145,25 @@ SW_INLINE void write_result(float* out, const Softmax& total, const float* merge
   for (int d = 0; d < dim; d += LANES) store(out + d, load<F>(merged + d) * inverse);
 }
 
+// The blocks of a split that an item reads. Returns how many of its positions the last row sees.
+SW_INLINE int split_blocks(const AttentionArgs& args, const AttentionItem& item, int split,
+                           const uint16_t** blocks) {
+  const int last_token = (item.row_end - 1) / (args.heads / args.kv.kv_heads);
+  const int begin = split * SPLIT_POSITIONS;
+  int positions = args.context_starts[item.sequence] + last_token + 1 - begin;
+  if (positions > SPLIT_POSITIONS) positions = SPLIT_POSITIONS;
+  const int32_t* table =
+      args.block_tables + (size_t)item.sequence * args.table_width + begin / KV_POSITIONS;
+  for (int b = 0; b * KV_POSITIONS < positions; ++b)
+    blocks[b] = kv_block(args.kv, table[b], item.kv_head);
+  return positions;
+}
+
 template <int R>
-void attend_rows(const AttentionArgs& args, const AttentionItem& item) {
+void attend_rows(const AttentionArgs& args, const AttentionItem& item, const AttentionItem& next) {
   Scratch s;
   const int dim = args.kv.head_dim, group = args.heads / args.kv.kv_heads;
   const int token0 = args.seq_starts[item.sequence];
-  const int32_t* table = args.block_tables + (size_t)item.sequence * args.table_width;
   int tokens[R], heads[R], visible[R];
   for (int r = 0; r < R; ++r) {
     const int row = item.row_begin + r;
@@ -146,19 +176,22 @@ void attend_rows(const AttentionArgs& args, const AttentionItem& item) {
   Softmax total[R] = {};
   for (int split = item.split_begin; split < item.split_end; ++split) {
     const int begin = split * SPLIT_POSITIONS;
-    int positions = visible[R - 1] - begin;  // the last row sees most
+    const int positions = split_blocks(args, item, split, s.blocks);
     if (positions <= 0) break;
-    if (positions > SPLIT_POSITIONS) positions = SPLIT_POSITIONS;
     const int blocks = (positions + KV_POSITIONS - 1) / KV_POSITIONS;
-    for (int b = 0; b < blocks; ++b)
-      s.blocks[b] = kv_block(args.kv, table[begin / KV_POSITIONS + b], item.kv_head);
+    memcpy(s.next, s.blocks, blocks * sizeof s.blocks[0]);  // where there is no next one
+    if (split + 1 < item.split_end)
+      split_blocks(args, item, split + 1, s.next);
+    else
+      split_blocks(args, next, next.split_begin, s.next);
     const int whole = blocks * KV_POSITIONS;
     int p = 0;
     for (; p + WIDE * LANES <= whole; p += WIDE * LANES) score_vectors<R, WIDE>(s, dim, p);
     for (; p < whole; p += LANES) score_vectors<R, 1>(s, dim, p);
     Softmax part[R];
-    for (int r = 0; r < R; ++r)
-      part[r] = softmax_row(s.scores + r * SCORE_STRIDE, visible[r] - begin, whole);
+    int valid[R];
+    for (int r = 0; r < R; ++r) valid[r] = visible[r] - begin;
+    softmax_rows<R>(s, valid, whole, part);
     int d = 0;
     for (; d + WIDE * LANES <= dim; d += WIDE * LANES) weigh_vectors<R, WIDE>(s, dim, positions, d);
     for (; d < dim; d += LANES) weigh_vectors<R, 1>(s, dim, positions, d);
@@ -187,24 +220,25 @@ void attend_rows(const AttentionArgs& args, const AttentionItem& item) {
 void attention(const AttentionArgs& args, int begin, int end) {
   for (int i = begin; i < end; ++i) {
     const AttentionItem& item = args.items[i];
+    const AttentionItem& next = args.items[i + 1 < args.item_count ? i + 1 : i];
     switch (item.row_end - item.row_begin) {
       case 1:
-        attend_rows<1>(args, item);
+        attend_rows<1>(args, item, next);
         break;
       case 2:
-        attend_rows<2>(args, item);
+        attend_rows<2>(args, item, next);
         break;
       case 3:
-        attend_rows<3>(args, item);
+        attend_rows<3>(args, item, next);
         break;
       case 4:
-        attend_rows<4>(args, item);
+        attend_rows<4>(args, item, next);
         break;
       case 5:
-        attend_rows<5>(args, item);
+        attend_rows<5>(args, item, next);
         break;
       default:
-        attend_rows<ROWS>(args, item);
+        attend_rows<ROWS>(args, item, next);
     }
   }
 }

@@ -199,6 +199,7 @@ void Runner::plan_attention(const StepInput& in, Plan* plan) {
   args.block_tables = in.block_tables;
   args.table_width = in.table_width;
   args.items = items_.data();
+  args.item_count = static_cast<int>(items_.size());
   args.max_splits = max_splits;
   args.partials =
       partials_.ensure(size_t(used) * config_.heads * max_splits * (config_.head_dim + 2));
