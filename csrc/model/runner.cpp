@@ -53,7 +53,7 @@ Runner::Runner(const Config& config, int num_blocks, int threads, const Kernels&
   weights_ = std::make_unique<Weights>(config_, kernels_);
   const size_t block_bytes = kv_layer_elements() * config.layers * sizeof(uint16_t);
   if (block_bytes > SIZE_MAX / 4 / num_blocks) throw std::bad_alloc();
-  kv_ = Reservation(block_bytes * num_blocks, false);
+  kv_ = Reservation(block_bytes * num_blocks, true);
   for (int i = 0; i < config.rope_dims / 2; ++i) {
     double frequency = config.rope_scale * std::pow(config.rope_base, -2.0 * i / config.rope_dims);
     if (!config.rope_factors.empty()) frequency /= config.rope_factors[i];
