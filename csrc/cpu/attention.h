@@ -262,17 +262,30 @@ void merge_partials(const AttentionArgs& args, int token, float* result) {
 
 void finish_attention(const AttentionArgs& args, const Activations& out, float* row, int begin,
                       int end) {
-  for (int t = begin; t < end; ++t) {
-    const float* result = args.out + (size_t)t * out.cols;
-    if (args.partial_slots[t] >= 0) {
-      merge_partials(args, t, row);
-      result = row;
+  const int cols = out.cols;
+  const auto finish = [&](int first, int last, const float* results) {
+    each_some(first, last, [&](int token, auto count) {
+      constexpr int N = decltype(count)::value;
+      const float* result = results + (size_t)(token - first) * cols;
+      for (int b = 0; b < cols / BLOCK; ++b) {
+        F x[N * VECTORS];
+#pragma GCC unroll 32
+        for (int i = 0; i < N * VECTORS; ++i)
+          x[i] = load<F>(result + (size_t)(i / VECTORS) * cols + b * BLOCK + i % VECTORS * LANES);
+        store_blocks<N>(out, token, b, x);
+      }
+    });
+  };
+  while (begin < end) {
+    int whole = begin;  // tokens without partials
+    while (whole < end && args.partial_slots[whole] < 0) ++whole;
+    finish(begin, whole, args.out + (size_t)begin * cols);
+    if (whole < end) {
+      merge_partials(args, whole, row);
+      finish(whole, whole + 1, row);
+      ++whole;
     }
-    for (int b = 0; b < out.cols / BLOCK; ++b) {
-      F x[VECTORS];
-      for (int v = 0; v < VECTORS; ++v) x[v] = load<F>(result + b * BLOCK + v * LANES);
-      store_activation_block(out, t, b, x);
-    }
+    begin = whole;
   }
 }
 

@@ -306,11 +306,16 @@ void gate_up(const GateUpArgs& args, int begin, int end, int tile_begin, int til
           compute_tile(args.up, group, next_group(args.up, next, last, window, t), args.in, t,
                        window, up_tile, &up[v]);
         }
-        for (int m = 0; m < tokens; ++m) {
-          F x[VECTORS];
-          for (int v = 0; v < VECTORS; ++v) x[v] = silu(gate[v].row(m)) * up[v].row(m);
-          store_activation_block(args.out, t * TILE + m, unit, x);
-        }
+        each_some(t * TILE, t * TILE + tokens, [&](int token, auto count) {
+          constexpr int N = decltype(count)::value;
+          F x[N * VECTORS];
+#pragma GCC unroll 32
+          for (int i = 0; i < N * VECTORS; ++i) {
+            const int m = token - t * TILE + i / VECTORS, v = i % VECTORS;
+            x[i] = silu(gate[v].row(m)) * up[v].row(m);
+          }
+          store_blocks<N>(args.out, token, unit, x);
+        });
       }
   }
 }

@@ -87,6 +87,23 @@ def test_a_block_with_a_number_that_is_none_gets_such_a_scale(variant: str) -> N
     )
 
 
+@pytest.mark.parametrize("tokens", [2, 5, 6, 7, 8, 12, 19])
+@pytest.mark.parametrize(
+    "rare", [0.0, 1e-45, 1e-38, 1e-36, 3e38, np.inf, np.nan], ids=lambda rare: f"{rare:g}"
+)
+def test_a_row_quantises_to_the_same_bits_in_any_company(
+    variant: str, tokens: int, rare: float
+) -> None:
+    x = random_floats(tokens, 96)
+    x[tokens // 2, 32:64] = 0.0
+    x[tokens // 2, 40] = rare
+    together = _native.quantise(variant, x, None, 0.0)
+    for token in range(tokens):
+        alone = _native.quantise(variant, x[token : token + 1], None, 0.0)
+        for one, all_of_them in zip(alone, together, strict=True):
+            assert one[0].tobytes() == all_of_them[token].tobytes()
+
+
 @pytest.mark.parametrize("tensor_type", TYPES)
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 7, 8, 11, 16])
 @pytest.mark.parametrize(("rows", "cols"), [(1, 32), (17, 96), (50, 160)])
