@@ -198,8 +198,6 @@ void Runner::plan_attention(const StepInput& in, Plan* plan) {
   args.context_starts = in.context_starts;
   args.block_tables = in.block_tables;
   args.table_width = in.table_width;
-  args.items = items_.data();
-  args.item_count = static_cast<int>(items_.size());
   args.max_splits = max_splits;
   args.partials =
       partials_.ensure(size_t(used) * config_.heads * max_splits * (config_.head_dim + 2));
@@ -300,6 +298,7 @@ void Runner::run(const StepInput& in, const Plan& plan, int thread, StepOutput* 
     AttentionArgs attention = plan.attention;
     attention.kv = kv;
     attention.items = items.data();
+    attention.item_count = static_cast<int>(items.size());
     phase(static_cast<int>(items.size()),
           [&](int begin, int end) { k.attention(attention, begin, end); });
     if (is_narrowed) {
