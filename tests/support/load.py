@@ -35,7 +35,8 @@ class Load:
 
     keep_alive: workers that keep one connection; fresh: workers that open one for each request;
     streams: workers that stream `stream_tokens` tokens. interval_s: a worker's pause between two
-    requests. reconnect_s: for so long a connection that is refused is tried anew, as clients do;
+    requests. timeout_s: to connect, and to send; silence_s: for so long at most an answer pauses.
+    reconnect_s: for so long a connection that is refused is tried anew, as clients do;
     no request was sent on it. for_s: ends by itself after it.
     """
 
@@ -48,6 +49,7 @@ class Load:
     stream_tokens: int = 60
     interval_s: float = 0.3
     timeout_s: float = 60.0
+    silence_s: float = 60.0
     reconnect_s: float = 0.0
     for_s: float = 600.0
 
@@ -157,7 +159,10 @@ async def _one(load: Load, account: Account, ask: Ask, client: httpx.AsyncClient
 def _client(load: Load) -> httpx.AsyncClient:
     headers = {} if load.key is None else {"authorization": f"Bearer {load.key}"}
     return httpx.AsyncClient(
-        base_url=load.url, headers=headers, timeout=load.timeout_s, trust_env=False
+        base_url=load.url,
+        headers=headers,
+        timeout=httpx.Timeout(load.timeout_s, read=load.silence_s),
+        trust_env=False,
     )
 
 

@@ -18,7 +18,7 @@ from support.waiting import eventually
 # So many requests are watched in each test.
 ENOUGH = 3
 PATIENCE_S = 30.0
-IMPATIENCE_S = 0.5  # where no answer is to come
+IMPATIENCE_S = 0.5  # where nothing is to come
 
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
@@ -102,9 +102,8 @@ async def server(short: Answer = SHORT, stream: Answer = STREAM) -> AsyncIterato
 
 async def account_of(url: str, **changes: object) -> Account:
     """What a load on `url` tells after `ENOUGH` requests."""
-    fields: dict[str, object] = {"interval_s": 0.0, "timeout_s": PATIENCE_S}
-    kinds = {"keep_alive": 0, "fresh": 0, "streams": 0}
-    load = Load(url, "m", **fields | kinds | changes)  # type: ignore[arg-type]
+    fields: dict[str, object] = {"interval_s": 0.0, "keep_alive": 0, "fresh": 0, "streams": 0}
+    load = Load(url, "m", **fields | changes)  # type: ignore[arg-type]
     account, stop = Account(), asyncio.Event()
     task = asyncio.create_task(run(load, account, stop))
     await asyncio.to_thread(eventually, lambda: account.total >= ENOUGH)
@@ -145,7 +144,7 @@ async def test_a_short_answer_that_is_not_whole_is_counted(
     kind: str, answer: Answer, truncated: bool, why: str
 ) -> None:
     async with server(short=answer) as url:
-        account = await account_of(url, timeout_s=patience_s(why), **{kind: 1})
+        account = await account_of(url, silence_s=patience_s(why), **{kind: 1})
     assert account.whole.total() == 0
     counted, other = account.failed, account.truncated
     if truncated:
@@ -182,7 +181,7 @@ async def test_a_stream_that_is_not_whole_is_counted(
     answer: Answer, truncated: bool, why: str
 ) -> None:
     async with server(stream=answer) as url:
-        account = await account_of(url, timeout_s=patience_s(why), streams=1)
+        account = await account_of(url, silence_s=patience_s(why), streams=1)
     assert account.whole.total() == 0
     assert (account.truncated if truncated else account.failed).total() == account.total
     assert all(why in told for _, _, told in account.failures)
