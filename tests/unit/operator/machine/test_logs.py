@@ -15,9 +15,11 @@ from servewright_operator import logs
 @pytest.fixture(autouse=True)
 def _loggers_as_before() -> Iterator[None]:
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers, level, factory = root.handlers[:], root.level, logging.getLogRecordFactory()
     root.handlers = []
+    logging.setLogRecordFactory(logging.LogRecord)  # Ray's, where a test took it in, adds a key
     yield
+    logging.setLogRecordFactory(factory)
     root.handlers = handlers
     root.setLevel(level)
     logging.captureWarnings(False)
