@@ -90,22 +90,15 @@ void check_threads(int threads) {
     throw std::invalid_argument("threads must be in 1..1024, got " + std::to_string(threads));
 }
 
-struct Quantised {
-  Buffer<uint8_t> q8;
-  Buffer<float> f32;
-  Activations activations{};
-};
-
-void prepare(const Kernels& kernels, const py::array_t<float>& x, const float* weight, float eps,
-             Quantised* out) {
+// x, normed where there is a weight, as a projection takes it.
+Activations prepare(const Kernels& kernels, const py::array_t<float>& x, const float* weight,
+                    float eps, ActivationBuffer* out) {
   const int tokens = static_cast<int>(x.shape(0)), cols = static_cast<int>(x.shape(1));
   if (cols < BLOCK || cols % BLOCK)
     throw std::invalid_argument("x must have a multiple of 32 columns, got " + shape_text(x));
-  const size_t n = static_cast<size_t>(tokens) * cols;
-  out->activations =
-      Activations{out->q8.ensure(n / BLOCK * ACTIVATION_BYTES), out->f32.ensure(n), tokens, cols};
-  const NormArgs norm{x.data(), static_cast<size_t>(cols), nullptr, weight, eps, out->activations};
-  kernels.norm(norm, 0, tokens);
+  const Activations in = out->ensure(kernels, tokens, cols, true, true);
+  kernels.norm(NormArgs{x.data(), static_cast<size_t>(cols), nullptr, weight, eps, in}, 0, tokens);
+  return in;
 }
 
 }  // namespace
@@ -125,13 +118,13 @@ py::array_t<float> op_project(const std::string& variant, const std::string& typ
   const auto x = typed_array<float>(x_object, "x", 2);
   PackedRows w;
   pack(kernels, type, rows, x.shape(1), &w);
-  Quantised in;
-  prepare(kernels, x, nullptr, 0.0f, &in);
-  const int tokens = in.activations.tokens, count = w.matrix.rows;
+  ActivationBuffer inputs;
+  const Activations in = prepare(kernels, x, nullptr, 0.0f, &inputs);
+  const int tokens = in.tokens, count = w.matrix.rows;
   const int groups = (count + kernels.lanes - 1) / kernels.lanes, stride = groups * kernels.lanes;
   Buffer<float> buffer;
   float* y = buffer.ensure(static_cast<size_t>(tokens) * stride);
-  const ProjectArgs args{w.matrix, in.activations, y, static_cast<size_t>(stride), false};
+  const ProjectArgs args{w.matrix, in, y, static_cast<size_t>(stride), false};
   kernels.project(args, 0, groups, 0, (tokens + kernels.tile_tokens - 1) / kernels.tile_tokens);
   py::array_t<float> out({tokens, count});
   for (int t = 0; t < tokens; ++t)
@@ -168,13 +161,15 @@ py::array_t<float> project_packed(const std::string& variant, const std::string&
   if (out.size() == 0) return out;
   float* const to = out.mutable_data();
   py::gil_scoped_release release;
-  Quantised in;
-  prepare(kernels, x, norm_weight, eps, &in);
-  const int tokens = in.activations.tokens, stride = groups * kernels.lanes;
+  ActivationBuffer inputs;
+  const Activations in = prepare(kernels, x, norm_weight, eps, &inputs);
+  const int tokens = in.tokens, stride = groups * kernels.lanes;
+  const int tiles = ceil_div(tokens, kernels.tile_tokens);
+  const int block_tiles = BLOCK_TOKENS / kernels.tile_tokens;
   const bool is_whole = stride == rows;
   Buffer<float> buffer;
   float* const y = is_whole ? to : buffer.ensure(static_cast<size_t>(tokens) * stride);
-  const ProjectArgs args{w, in.activations, y, static_cast<size_t>(stride), false};
+  const ProjectArgs args{w, in, y, static_cast<size_t>(stride), false};
   const size_t work = static_cast<size_t>(rows) * cols * tokens / MULTIPLICATIONS_A_THREAD;
   Team team(static_cast<int>(std::min<size_t>(threads, std::max<size_t>(work, 1))));
   team.reset(1);
@@ -182,7 +177,8 @@ py::array_t<float> project_packed(const std::string& variant, const std::string&
     int phase = 0;
     team.phase(&phase, thread, groups, ceil_div(groups, 8 * team.threads()),
                [&](int begin, int end) {
-                 kernels.project(args, begin, end, 0, ceil_div(tokens, kernels.tile_tokens));
+                 for (int tile = 0; tile < tiles; tile += block_tiles)
+                   kernels.project(args, begin, end, tile, std::min(tile + block_tiles, tiles));
                });
   });
   for (int t = 0; t < tokens && !is_whole; ++t)
@@ -259,23 +255,27 @@ py::tuple op_quantise(const std::string& variant, const py::object& x_object,
   py::array_t<float> weight;
   const float* const values =
       weight_object.is_none() ? nullptr : norm_of(weight_object, x, &weight);
-  Quantised in;
-  prepare(kernels, x, values, eps, &in);
-  const int tokens = in.activations.tokens, blocks = in.activations.cols / BLOCK;
+  ActivationBuffer inputs;
+  const Activations in = prepare(kernels, x, values, eps, &inputs);
+  const int tokens = in.tokens, blocks = in.cols / BLOCK;
   py::array_t<int8_t> q({tokens, blocks * BLOCK});
-  py::array_t<float> scales({tokens, blocks});
-  py::array_t<int32_t> minus_8_sums({tokens, blocks});
-  const uint8_t* at = in.activations.q8;
+  py::array_t<float> scales({tokens, blocks}), outliers({tokens, blocks});
+  py::array_t<int32_t> minus_8_sums({tokens, blocks}), columns({tokens, blocks});
+  const uint8_t *at = in.q8, *marks = in.marks;
   for (int first = 0; first < tokens; first += kernels.tile_tokens) {
     const int count = std::min(kernels.tile_tokens, tokens - first);
     for (int b = 0; b < blocks; ++b, at += count * ACTIVATION_BYTES)
       for (int m = 0; m < count; ++m) {
         std::memcpy(q.mutable_data(first + m, b * BLOCK), at + m * BLOCK, BLOCK);
-        std::memcpy(scales.mutable_data(first + m, b), at + count * BLOCK + 4 * m, 4);
-        std::memcpy(minus_8_sums.mutable_data(first + m, b), at + count * (BLOCK + 4) + 4 * m, 4);
+        const uint8_t* tail = at + count * BLOCK + 4 * m;
+        std::memcpy(scales.mutable_data(first + m, b), tail, 4);
+        std::memcpy(minus_8_sums.mutable_data(first + m, b), tail + 4 * count, 4);
+        std::memcpy(outliers.mutable_data(first + m, b), tail + 12 * count, 4);
+        *columns.mutable_data(first + m, b) = marks[b * MARKS + m] - 1;
       }
+    marks += ceil_div(blocks, MARKS) * MARKS * MARKS;
   }
-  return py::make_tuple(q, scales, minus_8_sums);
+  return py::make_tuple(q, scales, minus_8_sums, outliers, columns);
 }
 
 py::array_t<double> op_exponentials(const std::string& variant, const py::object& x_object,

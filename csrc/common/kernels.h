@@ -17,16 +17,14 @@ constexpr int SPLIT_POSITIONS = 256;  // softmax is merged every 256 positions, 
 constexpr int MAX_HEAD_DIM = 256;     // sizes the attention kernel's stack buffers
 constexpr int MAX_LANES = 16;
 
-// Bytes of a part of an activation block of one token: 32 int8, float scale, int32 -8 * sum of the
-// int8, float scale * sum.
-constexpr int PART_BYTES = BLOCK + 3 * 4;
-// A block has a coarse part and a fine one, which holds what the coarse one leaves.
-constexpr int ACTIVATION_BYTES = 2 * PART_BYTES;
-// A block's fine part counts where its scale is above this many times the token's mean scale. Few
-// blocks, those with an outlier, hold most of a row's rounding error: 5 % of SmolLM2's are above,
-// and with their fine parts its logits are off by 0.08 rms from float32's instead of by 0.13. The
-// price is 6 % of prefill's time; a decode step waits for memory anyway.
-constexpr float FINE_ABOVE = 2.5f;
+// Bytes of an activation block of one token, see Activations.
+constexpr int ACTIVATION_BYTES = BLOCK + 4 * 4;
+// Blocks are marked by eights, and a block's tokens too: 64 marks are one load of 512 bits.
+constexpr int MARKS = 8;
+// A value this many times larger than every other of its block is its outlier, and taken in float:
+// the int8 of the others then need not share its scale. 6 % of SmolLM2's blocks have one. With them
+// its logits are off by 0.08 rms from float32's instead of by 0.13.
+constexpr float OUTLIER_ABOVE = 4.0f;
 
 // A packed weight matrix [rows, cols]: groups of `lanes` rows, each group contiguous.
 // Quantised: for each 32-column block  f16 scale[lanes], (Q4_1: f16 min[lanes]), then bytes of 4
@@ -44,12 +42,14 @@ struct Matrix {
 
 // Inputs of a projection, [tokens, cols], in tiles of `tile_tokens` tokens so that a kernel reaches
 // all tokens of a tile from one pointer. A tile holds M tokens (only the last may hold fewer).
-//   q8:  [tile][block][coarse, fine] of
-//        int8 q[M][32], float scale[M], int32 minus_8_sums[M], float scaled_sums[M]
-//   f32: [tile][column][M]
-// Either is null if no consumer wants it.
+//   q8:  [tile][block] of int8 q[M][32], float scale[M], int32 minus_8_sums[M] (-8 times the sum of
+//        q), float scaled_sums[M] (scale times it), float outlier[M]
+//   marks: [tile][block, up to a multiple of MARKS][MARKS tokens], 1 + the outlier's column, 0:
+//   none f32: [tile][column][M]
+// q8 with marks or f32 is null if no consumer wants it.
 struct Activations {
   uint8_t* q8;
+  uint8_t* marks;
   float* f32;
   int tokens;
   int cols;

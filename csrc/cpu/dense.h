@@ -158,8 +158,6 @@ void dense_rows(const DenseArgs& a, int first, int last) {
 
 SW_INLINE F sigmoid(F z) { return z < -87.0f ? F{} : 1.0f / (exponential(-z) + 1.0f); }
 
-SW_INLINE F magnitude(F z) { return (F)((I)z & 0x7fffffff); }
-
 SW_INLINE F tanh_of(F z) {
   const F size = magnitude(z);
   const F large = 1.0f - 2.0f / (exponential(size + size) + 1.0f);

@@ -1,12 +1,12 @@
 // Rows of floats to activations (layout: Activations in common/kernels.h), with or without RMSNorm.
 //
 //   q[i] = round(x[i] * 127 / max|x|),  scale = max|x| / 127,  a block of 32 at a time
-//   fine:  p[i] = round((x[i] / scale - q[i]) * 254),  fine_scale = scale / 254
-//   |x[i] - scale q[i]| <= scale / 2 (1 + 2^-20),  with fine_scale p[i] <= scale / 500
+//   |x[i] - scale q[i]| <= scale / 2 (1 + 2^-20)
 //
+// A value above 4 times every other of its block is kept as it is, and counts as 0 in q and max.
 // A block that holds NaN or infinity gets such a scale, so that the logits of its token say so.
 // Norm sums in float over LANES partial sums and then by halves: relative error of the mean square
-// below cols / LANES * 2^-24. Bytes: reads 4 cols (and the weight), writes 2.8 cols a token.
+// below cols / LANES * 2^-24. Bytes: reads 4 cols (and the weight), writes 1.6 cols a token.
 #pragma once
 #include "simd.h"
 
@@ -15,9 +15,9 @@ namespace {
 using servewright::ACTIVATION_BYTES;
 using servewright::Activations;
 using servewright::BLOCK;
-using servewright::FINE_ABOVE;
+using servewright::MARKS;
 using servewright::NormArgs;
-using servewright::PART_BYTES;
+using servewright::OUTLIER_ABOVE;
 
 constexpr int VECTORS = BLOCK / LANES;  // of a block
 
@@ -37,46 +37,46 @@ SW_INLINE int tile_tokens(const Activations& a, int tile) {
 SW_INLINE uint8_t* tile_q8(const Activations& a, int tile) {
   return a.q8 + (size_t)tile * TILE * (a.cols / BLOCK) * ACTIVATION_BYTES;
 }
-// limits[m] = factor * sum of token m's scales, in block order: the same bits in any tile.
-SW_INLINE void sum_scales(const uint8_t* scales, int blocks, int tokens, float factor,
-                          float* limits) {
-  for (int m = 0; m < tokens; ++m) limits[m] = 0.0f;
-  for (int b = 0; b < blocks; ++b, scales += tokens * ACTIVATION_BYTES)
-    for (int m = 0; m < tokens; ++m) limits[m] += load_float(scales + 4 * m);
-  for (int m = 0; m < tokens; ++m) limits[m] *= factor;
-}
-// Scale above which a block's fine part counts, for each of a tile's tokens.
-SW_INLINE void tile_limits(const Activations& a, int tile, float* limits) {
-  const int tokens = tile_tokens(a, tile), blocks = a.cols / BLOCK;
-  const uint8_t* scales = tile_q8(a, tile) + tokens * BLOCK;
-  const float factor = FINE_ABOVE / (float)blocks;
-  if (tokens == TILE)  // a constant: its loops become vectors
-    sum_scales(scales, blocks, TILE, factor, limits);
-  else
-    sum_scales(scales, blocks, tokens, factor, limits);
+SW_INLINE uint8_t* tile_marks(const Activations& a, int tile) {
+  return a.marks + (size_t)tile * ((a.cols / BLOCK + MARKS - 1) / MARKS * MARKS) * MARKS;
 }
 SW_INLINE float* tile_f32(const Activations& a, int tile) {
   return a.f32 + (size_t)tile * TILE * a.cols;
 }
 
-// x in units of `scale` as int8, stored as a part of token m; leaves in x what the rounding took.
-SW_INLINE void store_part(uint8_t* part, int m, int tokens, float scale, F* x) {
-  I sums = {}, q[VECTORS];
-  for (int v = 0; v < VECTORS; ++v) {
-    // Below 2^-126 * 127 the inverse scale is infinite; the clamp keeps q in int8 all the same.
-    q[v] = minimum(maximum(round_int(x[v]), all(-127)), all(127));
-    sums += q[v];
-    x[v] -= __builtin_convertvector(q[v], F);
-  }
-  store_low_bytes(part + m * BLOCK, q);
-  const I4 total = sum_in_four(sums);
-  const int32_t minus_8 = (total * -8)[0];
-  const float scaled = scale * __builtin_convertvector(total, F4)[0];
-  uint8_t* tail = part + tokens * BLOCK;
-  memcpy(tail + 4 * m, &scale, 4);
-  memcpy(tail + 4 * (tokens + m), &minus_8, 4);
-  memcpy(tail + 4 * (2 * tokens + m), &scaled, 4);
+// The magnitudes of x[0..31], in each lane the largest. As integers they order like the floats, and
+// NaN is above infinity: it survives.
+SW_INLINE I magnitudes_of(const F* x) {
+  I most = (I)magnitude(x[0]);
+#pragma GCC unroll 4
+  for (int v = 1; v < VECTORS; ++v) most = maximum(most, (I)magnitude(x[v]));
+  return most;
 }
+
+struct Outlier {
+  float value = 0.0f;
+  uint8_t mark = 0;  // 1 + column, or 0
+
+  // Takes it out of x[0..31], whose largest magnitude is `most`, if there is one.
+  inline __attribute__((always_inline)) bool take(F* x, float most) {
+    uint32_t large = 0;
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v)
+      large |= lanes_above(magnitude(x[v]), all(most / OUTLIER_ABOVE)) << v * LANES;
+    // None is above infinity or NaN, or where all are 0.
+    if (__builtin_expect(large == 0 || (large & (large - 1)) != 0, 1)) return false;
+    const int column = __builtin_ctz(large);
+    mark = (uint8_t)(column + 1);
+    float values[BLOCK];
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) {
+      store(values + v * LANES, x[v]);
+      x[v] = LANE_NUMBERS + v * LANES == column ? F{} : x[v];
+    }
+    value = values[column];
+    return true;
+  }
+};
 
 // Block `block` of `token`, x[VECTORS]: any numbers.
 __attribute__((noinline)) void store_block(const Activations& a, int token, int block, const F* x) {
@@ -89,17 +89,30 @@ __attribute__((noinline)) void store_block(const Activations& a, int token, int 
   }
   if (a.q8) {
     uint8_t* out = tile_q8(a, tile) + (size_t)block * tokens * ACTIVATION_BYTES;
-    // As integers, magnitudes order like the floats, and NaN is above infinity: it survives.
-    I magnitude = (I)x[0] & 0x7fffffff;
-    for (int v = 1; v < VECTORS; ++v) magnitude = maximum(magnitude, (I)x[v] & 0x7fffffff);
-    const float most = ((F4)largest_in_four(magnitude))[0];
+    F rest[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) rest[v] = x[v];
+    const auto largest = [&] { return ((F4)largest_in_four(magnitudes_of(rest)))[0]; };
+    Outlier outlier;
+    outlier.take(rest, largest());
+    const float most = largest();
     const float scale = most / 127.0f;
     const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
-    F rest[VECTORS];
-    for (int v = 0; v < VECTORS; ++v) rest[v] = x[v] * inverse;
-    store_part(out, m, tokens, scale, rest);
-    for (int v = 0; v < VECTORS; ++v) rest[v] *= 254.0f;  // half a step is 127 fine ones
-    store_part(out + tokens * PART_BYTES, m, tokens, scale * (1.0f / 254.0f), rest);
+    I sums = {}, q[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) {
+      // Below 2^-126 * 127 the inverse is infinite; the clamp keeps q in int8 all the same.
+      q[v] = minimum(maximum(round_int(rest[v] * inverse), all(-127)), all(127));
+      sums += q[v];
+    }
+    store_low_bytes(out + m * BLOCK, q);
+    const I4 total = sum_in_four(sums);
+    const int32_t minus_8 = (total * -8)[0];
+    const float scaled = scale * __builtin_convertvector(total, F4)[0];
+    uint8_t* tail = out + tokens * BLOCK + 4 * m;
+    memcpy(tail, &scale, 4);
+    memcpy(tail + 4 * tokens, &minus_8, 4);
+    memcpy(tail + 8 * tokens, &scaled, 4);
+    memcpy(tail + 12 * tokens, &outlier.value, 4);
+    tile_marks(a, tile)[block * MARKS + m] = outlier.mark;
   }
 }
 
@@ -121,23 +134,35 @@ SW_INLINE void store_tails(uint8_t* tail, int tokens, F4 scales, I4 sums) {
 template <int N>
 SW_INLINE void store_blocks(const Activations& a, int token, int block, const F* x) {
   constexpr int FOURS = (N + 3) / 4;
+  F rest[N * VECTORS];
   I magnitudes[N];
+#pragma GCC unroll 32
+  for (int i = 0; i < N * VECTORS; ++i) rest[i] = x[i];
 #pragma GCC unroll 8
-  for (int n = 0; n < N; ++n) {
-    magnitudes[n] = (I)x[n * VECTORS] & 0x7fffffff;
-#pragma GCC unroll 4
-    for (int v = 1; v < VECTORS; ++v)
-      magnitudes[n] = maximum(magnitudes[n], (I)x[n * VECTORS + v] & 0x7fffffff);
-  }
+  for (int n = 0; n < N; ++n) magnitudes[n] = magnitudes_of(rest + n * VECTORS);
+  I4 most[FOURS];
+  Outlier outliers[N];
+  bool has_outlier = false;
+#pragma GCC unroll 2
+  for (int i = 0; i < FOURS; ++i)
+    most[i] =
+        N == 1 ? largest_in_four(magnitudes[0]) : largest_of_four(SW_FOUR_OF(magnitudes, 4 * i, N));
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n)
+    if (outliers[n].take(rest + n * VECTORS, ((F4)most[n / 4])[n % 4])) {
+      magnitudes[n] = magnitudes_of(rest + n * VECTORS);
+      has_outlier = true;
+    }
   F4 scales[FOURS], inverses[FOURS];
   I4 is_usual = ~I4{};
 #pragma GCC unroll 2
   for (int i = 0; i < FOURS; ++i) {
-    const I4 most =
-        N == 1 ? largest_in_four(magnitudes[0]) : largest_of_four(SW_FOUR_OF(magnitudes, 4 * i, N));
-    is_usual &= (most > 0x04000000) & (most < 0x7f800000);
-    scales[i] = (F4)most / 127.0f;
-    inverses[i] = 127.0f / (F4)most;
+    if (has_outlier)
+      most[i] = N == 1 ? largest_in_four(magnitudes[0])
+                       : largest_of_four(SW_FOUR_OF(magnitudes, 4 * i, N));
+    is_usual &= (most[i] > 0x04000000) & (most[i] < 0x7f800000);
+    scales[i] = (F4)most[i] / 127.0f;
+    inverses[i] = 127.0f / (F4)most[i];
   }
   if (a.f32 || _mm_movemask_ps((__m128)is_usual) != 15) {
     F copy[N * VECTORS];
@@ -147,44 +172,37 @@ SW_INLINE void store_blocks(const Activations& a, int token, int block, const F*
     return;
   }
   const int tile = token / TILE, m = token - tile * TILE, tokens = tile_tokens(a, tile);
-  uint8_t* coarse = tile_q8(a, tile) + (size_t)block * tokens * ACTIVATION_BYTES;
-  uint8_t* fine = coarse + tokens * PART_BYTES;
-  // Numbers are rounded by adding 1.5 * 2^23, and stay biased by it: 2^16 of their sum is the fine
-  // parts', for its bias is 0 there.
+  uint8_t* out = tile_q8(a, tile) + (size_t)block * tokens * ACTIVATION_BYTES;
+  // Numbers are rounded by adding 1.5 * 2^23, and stay biased by it.
   I sums[N];
 #pragma GCC unroll 8
   for (int n = 0; n < N; ++n) {
-    I q[VECTORS], p[VECTORS], fine_sum = {};
+    I q[VECTORS];
     sums[n] = I{};
 #pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) {
-      const F scaled = x[n * VECTORS + v] * inverses[n / 4][n % 4];
-      const F rounded = scaled + 12582912.0f;
-      const F rest = (scaled - (rounded - 12582912.0f)) * 254.0f;  // half a step is 127 fine ones
-      q[v] = (I)rounded;
-      p[v] = (I)(rest + 12582912.0f);
+      q[v] = (I)(rest[n * VECTORS + v] * inverses[n / 4][n % 4] + 12582912.0f);
       sums[n] += q[v];
-      fine_sum += p[v];
     }
-    store_low_bytes(coarse + (m + n) * BLOCK, q);
-    store_low_bytes(fine + (m + n) * BLOCK, p);
-    sums[n] = once(sums[n] + (fine_sum << 16));
+    store_low_bytes(out + (m + n) * BLOCK, q);
+    sums[n] = once(sums[n]);
   }
+  uint8_t* tail = out + tokens * BLOCK + 4 * m;
 #pragma GCC unroll 2
   for (int i = 0; i < FOURS; ++i) {
-    const I4 both =
+    const I4 sum =
         (N == 1 ? sum_in_four(sums[0]) : sums_of_four(SW_FOUR_OF(sums, 4 * i, N))) - 0x68000000;
-    const I4 sum = both << 16 >> 16;
     constexpr int LAST = N - (FOURS - 1) * 4;
-    uint8_t *tail = coarse + tokens * BLOCK + 4 * (m + 4 * i),
-            *fine_tail = tail + tokens * PART_BYTES;
-    if (i + 1 < FOURS) {
-      store_tails<4>(tail, tokens, scales[i], sum);
-      store_tails<4>(fine_tail, tokens, scales[i] * (1.0f / 254.0f), (both - sum) >> 16);
-    } else {
-      store_tails<LAST>(tail, tokens, scales[i], sum);
-      store_tails<LAST>(fine_tail, tokens, scales[i] * (1.0f / 254.0f), (both - sum) >> 16);
-    }
+    if (i + 1 < FOURS)
+      store_tails<4>(tail + 16 * i, tokens, scales[i], sum);
+    else
+      store_tails<LAST>(tail + 16 * i, tokens, scales[i], sum);
+  }
+  uint8_t* marks = tile_marks(a, tile) + block * MARKS + m;
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n) {
+    memcpy(tail + 12 * tokens + 4 * n, &outliers[n].value, 4);
+    marks[n] = outliers[n].mark;
   }
 }
 

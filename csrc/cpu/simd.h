@@ -52,6 +52,7 @@ SW_INLINE I all(int32_t x) { return x - I{}; }
 SW_INLINE F maximum(F a, F b) { return a > b ? a : b; }
 SW_INLINE I maximum(I a, I b) { return a > b ? a : b; }
 SW_INLINE I minimum(I a, I b) { return a < b ? a : b; }
+SW_INLINE F magnitude(F x) { return (F)((I)x & 0x7fffffff); }
 
 SW_INLINE int32_t load_int(const void* p) {
   int32_t x;
@@ -198,6 +199,22 @@ SW_INLINE D fma(D a, D b, D c) {
 SW_INLINE F fma(F a, F b, F c) { return a * b + c; }
 SW_INLINE D fma(D a, D b, D c) { return a * b + c; }
 #endif
+
+// Bit of each of 64 bytes that is not 0.
+SW_INLINE uint64_t bytes_set(const uint8_t* p) {
+#if defined(SW_AVX512)
+  const __m512i x = _mm512_loadu_si512(p);
+  return _mm512_test_epi8_mask(x, x);
+#else
+  uint64_t zeros = 0;
+  for (int i = 0; i < 4; ++i) {
+    const __m128i x = load<__m128i>(p + 16 * i);
+    zeros |= (uint64_t)(uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(x, _mm_setzero_si128()))
+             << 16 * i;
+  }
+  return ~zeros;
+#endif
+}
 
 // Bit of each lane in which a > b; NaN is above nothing.
 SW_INLINE uint32_t lanes_above(F a, F b) {

