@@ -237,15 +237,18 @@ void Runner::run(const StepInput& in, const Plan& plan, int thread, StepOutput* 
     else
       phase(tiles, [&](int begin, int end) { work(begin * tile, std::min(end * tile, count)); });
   };
-  // Row groups times blocks of tokens, the blocks outside.
+  // Row groups times blocks of tokens, the blocks outside. Where a thread gets several tiles, a
+  // block is its share of them: then it meets the same tokens in every phase, and what they leave
+  // need not come from another core.
   const auto project = [&](int groups, int tiles, const auto& work) {
-    const int blocks = ceil_div(tiles, plan.block_tiles);
-    phase(groups * blocks, [&](int begin, int end) {
+    const bool is_shared = tiles >= 2 * threads_;
+    const int block_tiles =
+        is_shared ? std::min(plan.block_tiles, ceil_div(tiles, threads_)) : plan.block_tiles;
+    phase(groups * ceil_div(tiles, block_tiles), [&](int begin, int end) {
       while (begin < end) {
         const int block = begin / groups, first = begin % groups;
         const int count = std::min(end - begin, groups - first);
-        work(first, first + count, block * plan.block_tiles,
-             std::min((block + 1) * plan.block_tiles, tiles));
+        work(first, first + count, block * block_tiles, std::min((block + 1) * block_tiles, tiles));
         begin += count;
       }
     });
