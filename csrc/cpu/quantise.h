@@ -173,25 +173,24 @@ SW_INLINE void store_blocks(const Activations& a, int token, int block, const F*
   }
   const int tile = token / TILE, m = token - tile * TILE, tokens = tile_tokens(a, tile);
   uint8_t* out = tile_q8(a, tile) + (size_t)block * tokens * ACTIVATION_BYTES;
-  // Numbers are rounded by adding 1.5 * 2^23, and stay biased by it.
+  // Numbers are rounded by adding 1.5 * 2^23, whose bits are 0x4b400000, and stay biased by it.
   I sums[N];
 #pragma GCC unroll 8
   for (int n = 0; n < N; ++n) {
     I q[VECTORS];
-    sums[n] = I{};
+    U biased = {};
 #pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) {
       q[v] = (I)(rest[n * VECTORS + v] * inverses[n / 4][n % 4] + 12582912.0f);
-      sums[n] += q[v];
+      biased += (U)q[v];
     }
     store_low_bytes(out + (m + n) * BLOCK, q);
-    sums[n] = once(sums[n]);
+    sums[n] = once((I)(biased - VECTORS * 0x4b400000u));
   }
   uint8_t* tail = out + tokens * BLOCK + 4 * m;
 #pragma GCC unroll 2
   for (int i = 0; i < FOURS; ++i) {
-    const I4 sum =
-        (N == 1 ? sum_in_four(sums[0]) : sums_of_four(SW_FOUR_OF(sums, 4 * i, N))) - 0x68000000;
+    const I4 sum = N == 1 ? sum_in_four(sums[0]) : sums_of_four(SW_FOUR_OF(sums, 4 * i, N));
     constexpr int LAST = N - (FOURS - 1) * 4;
     if (i + 1 < FOURS)
       store_tails<4>(tail + 16 * i, tokens, scales[i], sum);
