@@ -25,6 +25,8 @@ PYBIND11_MODULE(_native, m) {
       .def("seal", &sw::Runner::seal, "All tensors are loaded.")
       .def("step", &sw::run_step, py::arg("batch"),
            "Run a StepBatch: (token_ids, logprobs, top_ids, top_logprobs, finite, logits).")
+      .def("commit_ahead", &sw::Runner::commit_ahead, py::call_guard<py::gil_scoped_release>(),
+           "Commit 2 MiB of the KV cache that coming steps will write: whether more is to be done.")
       .def("close", &sw::Runner::close, py::call_guard<py::gil_scoped_release>(),
            "Free weights and cache.")
       .def_property_readonly("weights_bytes", &sw::Runner::weights_bytes);

@@ -5,6 +5,10 @@
 #include <new>
 #include <utility>
 
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23  // Linux 5.14
+#endif
+
 namespace servewright {
 
 Reservation::Reservation(size_t bytes, bool huge_pages) {
@@ -33,7 +37,19 @@ Reservation& Reservation::operator=(Reservation&& other) noexcept {
   std::swap(mapped_bytes_, other.mapped_bytes_);
   std::swap(data_, other.data_);
   std::swap(bytes_, other.bytes_);
+  std::swap(committed_, other.committed_);
   return *this;
+}
+
+bool Reservation::commit_next(size_t end) {
+  if (end > bytes_) end = bytes_;
+  if (committed_ >= end) return false;
+  if (madvise(data_ + committed_, HUGE_PAGE, MADV_POPULATE_WRITE) != 0) {
+    committed_ = bytes_;
+    return false;
+  }
+  committed_ += HUGE_PAGE;
+  return committed_ < end;
 }
 
 }  // namespace servewright

@@ -1,4 +1,5 @@
-// Memory straight from the kernel: reserved whole, committed page by page as it is written.
+// Memory straight from the kernel: reserved whole, committed page by page as it is written or ahead
+// of that.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -19,6 +20,10 @@ class Reservation {
   Reservation(const Reservation&) = delete;
   Reservation& operator=(const Reservation&) = delete;
 
+  // Commits the next 2 MiB of what lies below `end` bytes and is not committed yet. Whether more of
+  // it is left; false too where the kernel cannot (before 5.14) or does not want to.
+  bool commit_next(size_t end);
+
   uint8_t* data() const { return data_; }
   size_t bytes() const { return bytes_; }
 
@@ -27,6 +32,7 @@ class Reservation {
   size_t mapped_bytes_ = 0;
   uint8_t* data_ = nullptr;
   size_t bytes_ = 0;
+  size_t committed_ = 0;  // by commit_next: whole pages from the start
 };
 
 }  // namespace servewright

@@ -26,6 +26,8 @@ class Runner {
   void seal();
   // Checks everything before anything is written. Safe from any thread, one step at a time.
   void step(const StepInput& in, StepOutput* out);
+  // Commits 2 MiB of the KV cache that coming steps will write first. Whether more is to be done.
+  bool commit_ahead();
   // Frees weights and cache; waits for a running step.
   void close();
 
@@ -56,6 +58,7 @@ class Runner {
   std::unique_ptr<Weights> weights_;
   size_t weights_bytes_ = 0;
   Reservation kv_;
+  int32_t kv_blocks_reached_ = 0;  // one more than the highest block that a step has written
   Team team_;
   std::vector<double> rope_frequencies_;  // [rope_dims / 2], radians a position
   Wants hidden_wants_, attention_wants_, ffn_wants_, head_wants_;

@@ -50,6 +50,7 @@ class Operator:
         self._settings, self._configuration = settings, configuration
         self.store = Store()
         self.queue = on_loop()
+        self.events: Events | None = None  # once it leads
         self.is_ready = False  # as /readyz says
         self._other_kinds = asyncio.Event()
 
@@ -104,7 +105,7 @@ class Operator:
             client.may_write = lease.is_held
             prober = await stack.enter_async_context(Prober(queue.add))
             observer = Observer(client, store, prober.record, prober.states)
-            events = Events(client, settings.identity, clock)
+            events = self.events = Events(client, settings.identity, clock)
             reconciler = Reconciler(
                 client=client,
                 store=store,

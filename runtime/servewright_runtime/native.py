@@ -93,7 +93,8 @@ class NativeRunner:
     """A Llama model on the fused kernels. Load tensors, seal, then step.
 
     Memory: the packed weights (the size of the file's tensors), committed as they are loaded, and
-    the KV cache of `num_blocks` blocks, committed as blocks are first written.
+    the KV cache of `num_blocks` blocks, committed as blocks are first written, and up to 256 MiB
+    ahead of that by `commit_ahead`.
     """
 
     def __init__(
@@ -140,6 +141,10 @@ class NativeRunner:
         """
         ids, logprobs, top_ids, top_logprobs, finite, logits = self._runner.step(batch)
         return StepResult(ids, logprobs, top_ids, top_logprobs, finite, logits)
+
+    def commit_ahead(self) -> bool:
+        """Commit the next 2 MiB of the KV cache; see Runner. Releases the GIL."""
+        return self._runner.commit_ahead()
 
     def close(self) -> None:
         """Free weights and cache. No step may follow."""

@@ -54,7 +54,8 @@ class RunningOperator:
         return self.operator.is_ready and len(self.operator.store) > 0
 
     def pass_over(self, *names: str, namespace: str = "default") -> None:
-        """Have a pass made over each ModelService, and over whatever else waits."""
+        """Have a pass made over each ModelService and over whatever else waits, and Events posted
+        of what they did."""
 
         async def work() -> None:
             queue = self.operator.queue
@@ -62,6 +63,8 @@ class RunningOperator:
                 queue.add(Key(namespace, name))
             while len(queue):  # noqa: ASYNC110 - a queue tells nobody that it is empty
                 await asyncio.sleep(0.01)
+            if self.operator.events is not None:
+                await self.operator.events.posted()
 
         asyncio.run_coroutine_threadsafe(work(), self._loop).result(_STOP_S)
 

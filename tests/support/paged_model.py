@@ -110,6 +110,10 @@ class PagedModel:
             logits=None,
         )
 
+    def commit_ahead(self) -> bool:
+        """Nothing to commit."""
+        return False
+
     def close(self) -> None:
         self.closed = True
 

@@ -134,6 +134,10 @@ class ScriptedRunner:
             logits=None,
         )
 
+    def commit_ahead(self) -> bool:
+        """Nothing to commit."""
+        return False
+
     def close(self) -> None:
         pass
 

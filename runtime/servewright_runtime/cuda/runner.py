@@ -178,6 +178,10 @@ class CudaRunner:
             self._device.wait()
         return self._result(batch, drawn)
 
+    def commit_ahead(self) -> bool:
+        """All of the cache is allocated from the start."""
+        return False
+
     def close(self) -> None:
         """Free weights and cache. No step may follow."""
         for name in ("_decode", "_prefill", "_head", "_norm", "_staging", "_pool", "_weights",

@@ -191,13 +191,18 @@ class Engine:
             assert self._stopping is not None
             self._end_all(self._stopping)
 
+    def _is_wanted(self) -> bool:
+        return bool(self._stopping or self._arrived or self._cancelled or self._jobs)
+
     def take_messages(self) -> bool:
         """Wait for work and take up what came; False when the engine is to stop.
 
         For the engine thread, or a test in its place.
         """
+        while not self._is_wanted() and self._runner.commit_ahead():
+            pass  # a piece at a time, so that what comes waits for one at most
         with self._wake:
-            while not (self._stopping or self._arrived or self._cancelled or self._jobs):
+            while not self._is_wanted():
                 self._wake.wait()
             if self._stopping:
                 return False

@@ -110,6 +110,10 @@ class TorchRunner:
             logits=logits if batch.return_logits else None,
         )
 
+    def commit_ahead(self) -> bool:
+        """All of the cache is allocated from the start."""
+        return False
+
     def close(self) -> None:
         """Free weights and cache."""
         self._weights.clear()

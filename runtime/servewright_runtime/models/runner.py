@@ -113,5 +113,11 @@ class Runner(Protocol):
         Raises ValueError on shapes, dtypes or ids out of range, before anything is written.
         """
 
+    def commit_ahead(self) -> bool:
+        """Prepare a little of the memory that coming steps will take; for times without work.
+
+        Returns whether more is to be done. Takes some milliseconds at most.
+        """
+
     def close(self) -> None:
         """Free weights and cache. No step may run or follow."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -185,6 +186,49 @@ def test_the_parts_of_a_request_s_time_add_up() -> None:
         engine.step()
     timing = ended[0].timing
     assert min(timing.queue_s, timing.prefill_s, timing.decode_s) > 0
+
+
+class CommitsInPieces(PagedModel):
+    """Has `pieces` to commit; `on_commit` is called with how many were left."""
+
+    def __init__(self, pieces: int, on_commit: Callable[[int], None] = lambda left: None) -> None:
+        super().__init__(16)
+        self.pieces = pieces
+        self._on_commit = on_commit
+
+    def commit_ahead(self) -> bool:
+        self._on_commit(self.pieces)
+        self.pieces = max(0, self.pieces - 1)
+        return self.pieces > 0
+
+
+def test_an_engine_without_work_commits_what_is_to_come_and_then_waits() -> None:
+    committed = threading.Event()
+    model = CommitsInPieces(3, lambda left: committed.set() if left == 1 else None)
+    engine = Engine(loaded(model), CONFIG, NullObserver())
+    engine.start()
+    assert committed.wait(TIMEOUT_S)
+    sink = Collected()
+    engine.submit([request(max_tokens=2)], sink)
+    sink.wait_for_ends(1)
+    engine.stop()
+    assert model.pieces == 0
+
+
+def test_a_request_waits_for_one_piece_and_the_others_for_its_end() -> None:
+    sink = Collected()
+
+    def submit(left: int) -> None:
+        if left == 50:
+            engine.submit([request(max_tokens=2)], sink)
+
+    model = CommitsInPieces(50, submit)
+    engine = Engine(loaded(model), CONFIG, NullObserver())
+    for _ in range(2):
+        engine.take_messages()
+        engine.step()
+        assert model.pieces == 49
+    sink.wait_for_ends(1)
 
 
 def test_outputs_of_one_sink_come_together_once_a_step() -> None:
