@@ -96,6 +96,9 @@ def _last_failure(facts: Facts, failure: Failure | None) -> Object:
     """The failure that goes on, else the latest of those that are over."""
     before = mapping(facts.stored, "lastFailure")
     since = moment(before, "time")
+    is_told = text(before, "revision") == text(facts.stored, "failedRevision") != ""
+    if is_told and failure is not None and failure.revision == before["revision"]:
+        return before  # why it was rolled back; its pods may end once more before they go
     if failure is None:
         failure = max(facts.overcome, key=lambda one: (one.time, one.pod), default=None)
         if failure is None or (since is not None and stamp(failure.time) <= stamp(since)):

@@ -10,6 +10,7 @@ import pytest
 from servewright_operator import names
 from servewright_operator.decide import plan
 from servewright_operator.settings import PodDefaults
+from support import pod_objects
 from support.pretend import Pretend
 
 ONE, TWO, THREE = ({"spec.engine.threads": number} for number in (1, 2, 3))
@@ -140,6 +141,24 @@ def test_why_it_failed_is_told_as_long_as_it_counts() -> None:
     world.restart_operator()
     world.reconcile()
     assert world.message("Ready") == told
+
+
+def test_a_failed_pod_that_ends_once_more_changes_nothing_of_what_is_told() -> None:
+    """It lives a moment longer than the decision, and its next end reads otherwise."""
+    world = settled()
+    world.fate = "crash"
+    world.edit(TWO)
+    while "failedRevision" not in world.status:
+        world.reconcile()
+        world.step()
+    failed = world.status["failedRevision"]
+    told = world.status["lastFailure"]
+    name = next(name for name in world.pods if name != "mine-1")
+    words = pod_objects.own_words("ProbeFailed", "mine: the probe wanted 'Paris', but got 'b b'.")
+    world.pods[name] = pod_objects.crashed(pod_objects.pod(failed, name), message=words, restarts=4)
+    world.reconcile()
+    assert world.status["lastFailure"] == told
+    assert told["message"] in world.message("Ready")
 
 
 def test_putting_the_spec_back_is_normal_again() -> None:
