@@ -23,6 +23,11 @@ python3 -m venv "$work/venv"
     --no-binary llama-cpp-python "llama-cpp-python==$version"
 tar -xzf "$work/llama_cpp_python-$version.tar.gz" -C "$work"
 
+# GCC before 13 takes a tile configuration for eight bytes long and drops the stores of the rest: what is built with AMX
+# then dies of ldtilecfg. A barrier keeps them.
+sed -i 's/_tile_loadconfig(&tc);/__asm__ volatile("" : : "r"(\&tc) : "memory"); &/' \
+    "$work/llama_cpp_python-$version/vendor/llama.cpp/ggml/src/ggml-cpu/amx/mmq.cpp"
+
 # GGML_NATIVE: every instruction set of this CPU. The switched-off parts would fetch or need more
 # (TLS, tests, a web UI) and play no part in what is measured.
 PATH=$work/venv/bin:$PATH
