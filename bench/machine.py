@@ -29,7 +29,10 @@ LSCPU_FIELDS = (
     "Hypervisor vendor",
 )
 # Instruction sets that decide which kernels run.
-FLAGS = ("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16")
+FLAGS = (
+    *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16"),
+    "amx_int8",
+)
 # Several times any last-level cache.
 READ_BYTES = 1 << 29
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")

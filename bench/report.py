@@ -29,7 +29,7 @@ class Target:
 
 
 # Of one thread, by the kernels that run.
-DECODE_TARGETS = {"avx512": Target(1.5, True), "avx2": Target(1.6, True)}
+DECODE_TARGETS = {"amx": Target(1.5, True), "avx512": Target(1.5, True), "avx2": Target(1.6, True)}
 DECODE_THREADS_TARGET = Target(1.8, True)  # more threads than one
 OTHER_TYPES_TARGET = Target(1.4, True)
 READ_TARGET = Target(0.85, True)  # one thread

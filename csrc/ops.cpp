@@ -262,6 +262,7 @@ py::tuple op_quantise(const std::string& variant, const py::object& x_object,
   py::array_t<float> scales({tokens, blocks}), outliers({tokens, blocks});
   py::array_t<int32_t> minus_8_sums({tokens, blocks}), columns({tokens, blocks});
   const uint8_t *at = in.q8, *marks = in.marks;
+  const int mark_bytes = ceil_div(blocks, MARKS) * MARKS * MARKS;
   for (int first = 0; first < tokens; first += kernels.tile_tokens) {
     const int count = std::min(kernels.tile_tokens, tokens - first);
     for (int b = 0; b < blocks; ++b, at += count * ACTIVATION_BYTES)
@@ -271,9 +272,10 @@ py::tuple op_quantise(const std::string& variant, const py::object& x_object,
         std::memcpy(scales.mutable_data(first + m, b), tail, 4);
         std::memcpy(minus_8_sums.mutable_data(first + m, b), tail + 4 * count, 4);
         std::memcpy(outliers.mutable_data(first + m, b), tail + 12 * count, 4);
-        *columns.mutable_data(first + m, b) = marks[b * MARKS + m] - 1;
+        const uint8_t* part = marks + m / MARKS * mark_bytes;
+        *columns.mutable_data(first + m, b) = part[b * MARKS + m % MARKS] - 1;
       }
-    marks += ceil_div(blocks, MARKS) * MARKS * MARKS;
+    marks += ceil_div(kernels.tile_tokens, MARKS) * mark_bytes;
   }
   return py::make_tuple(q, scales, minus_8_sums, outliers, columns);
 }

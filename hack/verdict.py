@@ -20,7 +20,6 @@ REQUIRED_TIERS = ("unit", "fake", "runtime", "api", "node")  # folders of tests/
 # Reasons, as regular expressions over the whole reason.
 ALLOWED = (
     r".*this CPU .*",  # a kernel variant that the CPU lacks
-    r"needs both back ends of 16 lanes",  # the same: one of them is AVX-512
     r".*(needs|wants) a CUDA device.*",
     # What is refused without one; where there is one, tests/gpu has more to say.
     r"needs (a machine without a CUDA device|nodes without GPUs)",

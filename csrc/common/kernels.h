@@ -16,6 +16,7 @@ constexpr int KV_POSITIONS = 16;      // positions of a KV block: the lanes of 5
 constexpr int SPLIT_POSITIONS = 256;  // softmax is merged every 256 positions, wherever computed
 constexpr int MAX_HEAD_DIM = 256;     // sizes the attention kernel's stack buffers
 constexpr int MAX_LANES = 16;
+constexpr int MAX_TILE = 16;
 
 // Bytes of an activation block of one token, see Activations.
 constexpr int ACTIVATION_BYTES = BLOCK + 4 * 4;
@@ -44,8 +45,10 @@ struct Matrix {
 // all tokens of a tile from one pointer. A tile holds M tokens (only the last may hold fewer).
 //   q8:  [tile][block] of int8 q[M][32], float scale[M], int32 minus_8_sums[M] (-8 times the sum of
 //        q), float scaled_sums[M] (scale times it), float outlier[M]
-//   marks: [tile][block, up to a multiple of MARKS][MARKS tokens], 1 + the outlier's column, 0:
-//   none f32: [tile][column][M]
+//   marks: [tile][each MARKS of its tokens][block, up to a multiple of MARKS][MARKS tokens], 1 + the
+//   outlier's column, 0: none
+//   f32: [tile][column][M]
+// Behind q8 lies room for MAX_TILE tokens' numbers: a tile is read whole.
 // q8 with marks or f32 is null if no consumer wants it.
 struct Activations {
   uint8_t* q8;

@@ -22,7 +22,9 @@ using servewright::OUTLIER_ABOVE;
 constexpr int VECTORS = BLOCK / LANES;  // of a block
 
 // Tokens of an activation tile: the accumulators that fit the registers beside the weights.
-#if defined(SW_AVX512) || defined(SW_AVX2X16)
+#if defined(SW_AMX) || defined(SW_AVX2X16)
+constexpr int TILE = 16;  // rows of a tile register
+#elif defined(SW_AVX512)
 constexpr int TILE = 8;  // 8 sums, 8 weights, scale and temporaries of 32 registers; 16 are slower
 #elif defined(SW_AVX2)
 constexpr int TILE = 6;  // 6 int16 sums, 2 weights, mask and temporaries of 16; measured over 3-6
@@ -37,8 +39,16 @@ SW_INLINE int tile_tokens(const Activations& a, int tile) {
 SW_INLINE uint8_t* tile_q8(const Activations& a, int tile) {
   return a.q8 + (size_t)tile * TILE * (a.cols / BLOCK) * ACTIVATION_BYTES;
 }
+constexpr int MARKED_PARTS = (TILE + MARKS - 1) / MARKS;  // of a tile, MARKS tokens each
+SW_INLINE size_t mark_bytes(int cols) {
+  return (size_t)((cols / BLOCK + MARKS - 1) / MARKS * MARKS) * MARKS;
+}
 SW_INLINE uint8_t* tile_marks(const Activations& a, int tile) {
-  return a.marks + (size_t)tile * ((a.cols / BLOCK + MARKS - 1) / MARKS * MARKS) * MARKS;
+  return a.marks + tile * MARKED_PARTS * mark_bytes(a.cols);
+}
+// Where the marks of token m of a tile and those behind it begin.
+SW_INLINE uint8_t* marks_of(const Activations& a, int tile, int m, int block) {
+  return tile_marks(a, tile) + m / MARKS * mark_bytes(a.cols) + block * MARKS + m % MARKS;
 }
 SW_INLINE float* tile_f32(const Activations& a, int tile) {
   return a.f32 + (size_t)tile * TILE * a.cols;
@@ -112,7 +122,7 @@ __attribute__((noinline)) void store_block(const Activations& a, int token, int 
     memcpy(tail + 4 * tokens, &minus_8, 4);
     memcpy(tail + 8 * tokens, &scaled, 4);
     memcpy(tail + 12 * tokens, &outlier.value, 4);
-    tile_marks(a, tile)[block * MARKS + m] = outlier.mark;
+    *marks_of(a, tile, m, block) = outlier.mark;
   }
 }
 
@@ -197,7 +207,7 @@ SW_INLINE void store_blocks(const Activations& a, int token, int block, const F*
     else
       store_tails<LAST>(tail + 16 * i, tokens, scales[i], sum);
   }
-  uint8_t* marks = tile_marks(a, tile) + block * MARKS + m;
+  uint8_t* marks = marks_of(a, tile, m, block);
 #pragma GCC unroll 8
   for (int n = 0; n < N; ++n) {
     memcpy(tail + 12 * tokens + 4 * n, &outliers[n].value, 4);
@@ -210,16 +220,18 @@ struct Count {
   static constexpr int value = N;
 };
 
-// Calls take(token, Count<N>) for tokens [begin, end), N of a tile at a time.
+// Calls take(token, Count<N>) for tokens [begin, end), N of a tile at a time, that share their
+// marks.
 template <class Take>
 SW_INLINE void each_some(int begin, int end, const Take& take) {
+  constexpr int MOST = TILE < MARKS ? TILE : MARKS;
   while (begin < end) {
-    const int tile_end = begin - begin % TILE + TILE;
-    const int rest = (end < tile_end ? end : tile_end) - begin;
-    if (rest == TILE) {
-      take(begin, Count<TILE>());
-      begin += TILE;
-    } else if (TILE > 4 && rest >= 4) {
+    const int part_end = begin - begin % MOST + MOST;
+    const int rest = (end < part_end ? end : part_end) - begin;
+    if (rest == MOST) {
+      take(begin, Count<MOST>());
+      begin += MOST;
+    } else if (MOST > 4 && rest >= 4) {
       take(begin, Count<4>());
       begin += 4;
     } else {

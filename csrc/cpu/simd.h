@@ -1,10 +1,13 @@
 // The vector vocabulary: everything a kernel may say, over LANES floats. Kernels above it are
 // written once; what differs between instruction sets is in this file alone.
 //
+//   amx      16 lanes, VNNI dot products, and tiles for more than 8 tokens (tiles.h)
 //   avx512   16 lanes, VNNI dot products
 //   avx2     8 lanes, FMA, F16C, int16 dot products (vpmaddubsw)
 //   base     8 lanes as pairs of SSE2 vectors: any x86-64
-//   avx2x16  the 16-lane logic on pairs of AVX2 vectors; for tests on machines without AVX-512
+//   avx2x16  the 16-lane logic on pairs of AVX2 vectors, tiles in plain words; for tests on
+//   machines
+//            without AVX-512 or AMX
 //
 // Plain arithmetic is GCC's vector extension (the compiler splits vectors the CPU lacks). A fused
 // multiply-add is always written as fma() and nothing else is contracted (-ffp-contract=off), so a

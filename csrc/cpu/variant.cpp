@@ -7,7 +7,9 @@
 #include "reductions.h"
 #include "rope.h"
 
-#if defined(SW_AVX512)
+#if defined(SW_AMX)
+#define SW_NAME amx
+#elif defined(SW_AVX512)
 #define SW_NAME avx512
 #elif defined(SW_AVX2X16)
 #define SW_NAME avx2x16

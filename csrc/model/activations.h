@@ -44,8 +44,10 @@ class ActivationBuffer {
   Activations ensure(const Kernels& kernels, int tokens, int cols, bool wants_q8, bool wants_f32) {
     const size_t n = size_t(tokens) * cols, blocks = cols / BLOCK;
     const size_t tiles = (tokens + kernels.tile_tokens - 1) / kernels.tile_tokens;
-    const size_t marks = tiles * ((blocks + MARKS - 1) / MARKS) * MARKS * MARKS;
-    return Activations{wants_q8 ? q8_.ensure(n / BLOCK * ACTIVATION_BYTES) : nullptr,
+    const size_t parts = tiles * ((kernels.tile_tokens + MARKS - 1) / MARKS);
+    const size_t marks = parts * ((blocks + MARKS - 1) / MARKS) * MARKS * MARKS;
+    const size_t bytes = n / BLOCK * ACTIVATION_BYTES + MAX_TILE * BLOCK;
+    return Activations{wants_q8 ? q8_.ensure(bytes) : nullptr,
                        wants_q8 ? marks_.ensure(marks) : nullptr,
                        wants_f32 ? f32_.ensure(n) : nullptr, tokens, cols};
   }

@@ -240,7 +240,7 @@ void Runner::run(const StepInput& in, const Plan& plan, int thread, StepOutput* 
   // quantised at once by a thread where there are tiles enough: that is cheaper, and two cores
   // seldom write to one line.
   const auto prepare = [&](int count, bool is_redundant, const auto& work) {
-    const int tile = kernels_.tile_tokens, tiles = ceil_div(count, tile);
+    const int tile = std::min(kernels_.tile_tokens, MARKS), tiles = ceil_div(count, tile);
     if (is_redundant)
       work(0, count);
     else if (tiles < threads_)

@@ -16,13 +16,14 @@ import pytest
 from servewright_runtime import _native
 
 # The order in which setup.py links them.
-VARIANTS = ("base", "avx2", "avx2x16", "avx512")
+VARIANTS = ("base", "avx2", "avx2x16", "avx512", "amx")
 # Of a tile's instructions, those that may move vectors between registers and stack: what its loop
 # keeps there costs a load and a store each round. `base` and `avx2x16` have too few registers.
-SPILLS = {"avx2": 0.12, "avx512": 0.05}
+SPILLS = {"avx2": 0.12, "avx512": 0.05, "amx": 0.05}
 # One multiplies signed bytes in 16 bits, one has VNNI.
-DOTS = {"base": "pmaddwd", "avx2": "vpmaddubsw", "avx2x16": "vpmaddubsw", "avx512": "vpdpbusd"}
-WIDTH = {"base": "xmm", "avx2": "ymm", "avx2x16": "ymm", "avx512": "zmm"}
+DOTS = {"base": "pmaddwd", "avx2": "vpmaddubsw", "avx2x16": "vpmaddubsw"}
+DOTS |= {"avx512": "vpdpbusd", "amx": "vpdpbusd"}
+WIDTH = {"base": "xmm", "avx2": "ymm", "avx2x16": "ymm", "avx512": "zmm", "amx": "zmm"}
 
 STARTS = re.compile(r"([0-9a-f]+) <(.*)>:$")
 ON_STACK = re.compile(r"\(%r[sb]p")
@@ -90,6 +91,13 @@ def test_quantised_tiles_multiply_integers(variant: str, functions: list[Functio
     assert len(tiles) >= 3 * 4  # types times tokens
     for tile in tiles:
         assert tile.opcodes[DOTS[variant]] >= 8, tile.name
+
+
+def test_large_tiles_multiply_by_tile_registers(functions: list[Function]) -> None:
+    tiles = [f for f in functions if f.variant == "amx" and "large_tile<" in f.name]
+    assert len(tiles) == 3 * 8  # types times tokens
+    for tile in tiles:
+        assert tile.opcodes["tdpbssd"] == 1, tile.name
 
 
 @pytest.mark.parametrize("variant", SPILLS)

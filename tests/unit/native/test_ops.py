@@ -193,7 +193,7 @@ def test_integer_part_of_a_projection_is_exact_at_its_extremes(
         )
         raw = blocks.reshape(rows, -1)
         for sign in (1, -1):
-            x = np.full((5, cols), sign * 127.0, np.float32)
+            x = np.full((20, cols), sign * 127.0, np.float32)
             x[:, 1::3] *= -1
             wanted = x.astype(np.float64) @ decode(raw, tensor_type).T
             got = _native.project(variant, tensor_type, raw, x)
@@ -206,22 +206,24 @@ def test_a_token_projects_to_the_same_bits_in_any_company(
     variant: str, tensor_type: str, cols: int
 ) -> None:
     raw = encode(random_floats(33, cols), tensor_type)
-    x = random_floats(19, cols, 1)
+    x = random_floats(40, cols, 1)
     x[::3, 40] = 30.0  # some of the tokens have outliers
     x[::5, -40] = 30.0
     together = _native.project(variant, tensor_type, raw, x)
-    for count in (1, 2, 3, 5, 8):
-        for first in range(0, 19 - count, 6):
+    for count in (1, 2, 3, 5, 8, 9, 14, 16):
+        for first in range(0, 40 - count, 6):
             part = _native.project(variant, tensor_type, raw, x[first : first + count])
             np.testing.assert_array_equal(part, together[first : first + count])
 
 
-@pytest.mark.skipif("avx512" not in VARIANTS, reason="needs both back ends of 16 lanes")
+@pytest.mark.parametrize("other", ["avx512", "amx"])
 @pytest.mark.parametrize("tensor_type", TYPES)
-def test_both_back_ends_of_16_lanes_give_the_same_bits(tensor_type: str) -> None:
-    raw, x = encode(random_floats(50, 160), tensor_type), random_floats(13, 160, 1)
+def test_all_back_ends_of_16_lanes_give_the_same_bits(tensor_type: str, other: str) -> None:
+    if other not in VARIANTS:
+        pytest.skip(f"this CPU lacks {other}")
+    raw, x = encode(random_floats(50, 160), tensor_type), random_floats(29, 160, 1)
     np.testing.assert_array_equal(
-        _native.project("avx512", tensor_type, raw, x),
+        _native.project(other, tensor_type, raw, x),
         _native.project("avx2x16", tensor_type, raw, x),
     )
 

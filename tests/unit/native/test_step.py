@@ -149,12 +149,14 @@ def test_single_tokens_have_the_bits_of_the_whole_prompt(variant: str, tensor_ty
     np.testing.assert_array_equal(chunked(runner, tokens, [3, 17, 20]), whole)
 
 
-@pytest.mark.skipif("avx512" not in VARIANTS, reason="needs both back ends of 16 lanes")
-def test_both_back_ends_of_16_lanes_run_the_same_model() -> None:
+@pytest.mark.parametrize("other", ["avx512", "amx"])
+def test_all_back_ends_of_16_lanes_run_the_same_model(other: str) -> None:
+    if other not in VARIANTS:
+        pytest.skip(f"this CPU lacks {other}")
     model, tokens = make_model(types="Q4_1"), random_tokens(SMALL, 50)
     results = [
         logits_of(model.runner(name).step(make_batch([Piece(tokens)])))
-        for name in ("avx512", "avx2x16")
+        for name in (other, "avx2x16")
     ]
     np.testing.assert_array_equal(results[0], results[1])
 

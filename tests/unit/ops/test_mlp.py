@@ -19,7 +19,7 @@ from servewright_runtime.ops.mlp import kept
 from support.networks import Array, Costs, Net, exact, random_net
 
 VARIANTS = native.variants()
-LANES = {"avx512": 16, "avx2x16": 16, "avx2": 8, "base": 8}
+LANES = {"amx": 16, "avx512": 16, "avx2x16": 16, "avx2": 8, "base": 8}
 
 
 def costs(variant: str) -> Costs:
