@@ -45,9 +45,8 @@ struct Matrix {
 // all tokens of a tile from one pointer. A tile holds M tokens (only the last may hold fewer).
 //   q8:  [tile][block] of int8 q[M][32], float scale[M], int32 minus_8_sums[M] (-8 times the sum of
 //        q), float scaled_sums[M] (scale times it), float outlier[M]
-//   marks: [tile][each MARKS of its tokens][block, up to a multiple of MARKS][MARKS tokens], 1 + the
-//   outlier's column, 0: none
-//   f32: [tile][column][M]
+//   marks: [tile][each MARKS of its tokens][block, up to a multiple of MARKS][MARKS tokens], 1 +
+//   the outlier's column, 0: none f32: [tile][column][M]
 // Behind q8 lies room for MAX_TILE tokens' numbers: a tile is read whole.
 // q8 with marks or f32 is null if no consumer wants it.
 struct Activations {

@@ -159,7 +159,7 @@ def test_a_value_above_four_times_the_others_stays_as_it_is(variant: str, column
 
 
 @pytest.mark.parametrize("tensor_type", QUANTISED)
-@pytest.mark.parametrize("tokens", [1, 2, 5, 8, 11])
+@pytest.mark.parametrize("tokens", [1, 2, 5, 8, 11, 16, 150])
 @pytest.mark.parametrize("blocks", [1, 7, 8, 9, 66])
 def test_outliers_meet_their_weights_in_float(
     variant: str, tensor_type: str, tokens: int, blocks: int
